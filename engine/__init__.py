@@ -1,0 +1,1 @@
+"""The decoupled serving engine. Importing this package imports no torch; its modules that compute do."""
