@@ -269,11 +269,11 @@ def to_json(profile: LatencyProfile) -> str:
         name: {
             "form": law.form,
             "features": list(law.features),
-            "parameters": dict(sorted(law.parameters.items())),
+            "parameters": {key: float(value) for key, value in sorted(law.parameters.items())},
             "status": law.status,
             "source": law.source,
-            "domain": {key: list(law.domain[key]) for key in sorted(law.domain)},
-            "points": [list(point) for point in law.points],
+            "domain": {key: [float(bound) for bound in law.domain[key]] for key in sorted(law.domain)},
+            "points": [[float(value) for value in point] for point in law.points],
             "n_repetitions": law.n_repetitions,
             "residual_ratio_quantiles": list(law.residual_ratio_quantiles),
         }
@@ -290,10 +290,13 @@ def to_json(profile: LatencyProfile) -> str:
     }
     nested: dict[str, dict[str, Any]] = {
         "facts": {
-            k: {"value": f.value, "status": f.status, "source": f.source} for k, f in sorted(profile.facts.items())
+            k: {"value": float(f.value), "status": f.status, "source": f.source}
+            for k, f in sorted(profile.facts.items())
         },
         "laws": laws,
-        "noise_ratio_quantiles": {key: list(values) for key, values in sorted(profile.noise_ratio_quantiles.items())},
+        "noise_ratio_quantiles": {
+            key: [float(value) for value in values] for key, values in sorted(profile.noise_ratio_quantiles.items())
+        },
         "draws": {key: list(values) for key, values in sorted(profile.draws.items())},
     }
     lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in top.items()]
