@@ -1,0 +1,5 @@
+"""``python -m planner`` is ``diffplan``."""
+
+from planner.cli import main
+
+main()

@@ -1,0 +1,116 @@
+"""The root command ``diffplan``: finds sub-commands by entry point, loads one only when it is called, maps errors to exit codes.
+
+Exit codes: 0 ok · 1 our fault (prints how to replay) · 2 bad input · 3 infeasible · 4 validation drift.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+import typer
+from typer.main import get_command as click_command_of
+
+from planner import __version__
+from traces.problems import InputError
+
+COMMAND_GROUP = "diffplan.commands"
+# One line each, so that --help loads no sub-command.
+SUMMARIES = {
+    "trace": "Describe, import and synthesise traces of requests.",
+    "engine": "Run the serving engine.",
+    "calibrate": "Measure the engine and fit latency profiles.",
+    "simulate": "Simulate one allocation of a scenario.",
+    "plan": "Recommend an allocation for a scenario.",
+    "compare": "Put plans side by side.",
+    "dashboard": "Open the dashboard on this machine.",
+}
+ORDER = list(SUMMARIES)
+
+
+class LazyGroup(click.Group):
+    """A command group whose commands are entry points of the group ``diffplan.commands``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        names = {entry.name for entry in _commands()}
+        return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for entry in _commands():
+            if entry.name == cmd_name:
+                return _load(entry)
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _commands() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=COMMAND_GROUP))
+
+
+def _load(entry: EntryPoint) -> click.Command:
+    try:
+        loaded = entry.load()
+    except ModuleNotFoundError as error:
+        extra = {"engine": "engine", "calibrate": "engine", "dashboard": "dash"}.get(entry.name, entry.name)
+        raise click.ClickException(
+            f"'diffplan {entry.name}' needs the package {error.name!r}, which is not installed. "
+            f"Install it with: pip install 'diffplan[{extra}]'"
+        ) from None
+    if isinstance(loaded, typer.Typer):
+        command = click_command_of(loaded)
+    else:
+        app = typer.Typer(add_completion=False)
+        app.command(name=entry.name)(loaded)
+        command = click_command_of(app)
+    command.name = entry.name
+    return command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="diffplan")
+def root() -> None:
+    """Capacity planning for text-to-image services: which GPUs should run what, and does decoupling the add-ons pay?"""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        code = root.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.exceptions.Abort:
+        _say("Interrupted.")
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except InputError as error:
+        _say(str(error))
+        code = 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:  # our fault: keep the traceback, say how to see it again
+        import traceback
+
+        traceback.print_exc()
+        _say(
+            f"\nThis is a fault of diffplan {__version__} ({type(error).__name__}). Replay it with: {shlex.join(sys.argv)}"
+        )
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
