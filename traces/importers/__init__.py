@@ -1,0 +1,1 @@
+"""Other people's request logs as traces."""
