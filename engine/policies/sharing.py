@@ -1,0 +1,62 @@
+"""How fast clients of shared ControlNet workers proceed: max–min fair step rates by progressive filling.
+
+Denoising is closed: a client has one step in flight, and a saturated worker takes its clients in turn, so each gets the same
+number of steps unless its own pace is slower. That is max–min fairness of step rates (Bertsekas and Gallager, Data Networks,
+6.5.2). A first approximation: it leaves out the waits of clients of unequal pace on a worker that is not saturated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SLACK = 1e-12
+"""Two levels closer than this, relatively, freeze together, so that rounding cannot split one bottleneck into two rounds."""
+
+
+def fair_step_rates(
+    alone_per_s: Sequence[float],
+    edge_client: Sequence[int],
+    edge_worker: Sequence[int],
+    edge_demand_s: Sequence[float],
+    n_workers: int,
+) -> list[float]:
+    """Step rate of each client, in steps per second.
+
+    Client ``edge_client[e]`` takes ``edge_demand_s[e]`` (> 0) seconds of worker ``edge_worker[e]`` per step, and does at most
+    ``alone_per_s[client]`` (> 0) steps per second. No worker is loaded above 1; a client gets less than alone only if one of
+    its workers is full and none of that worker's clients is faster.
+    """
+    n_clients = len(alone_per_s)
+    n_edges = len(edge_client)
+    rates = [0.0] * n_clients
+    is_frozen = [False] * n_clients
+    n_left = n_clients
+    while n_left > 0:
+        frozen_load = [0.0] * n_workers
+        open_demand_s = [0.0] * n_workers
+        for e in range(n_edges):
+            if is_frozen[edge_client[e]]:
+                frozen_load[edge_worker[e]] += rates[edge_client[e]] * edge_demand_s[e]
+            else:
+                open_demand_s[edge_worker[e]] += edge_demand_s[e]
+        limit = [-1.0] * n_workers  # the level at which a worker is full; -1: nobody is open there
+        level = -1.0
+        for w in range(n_workers):
+            if open_demand_s[w] > 0.0:
+                limit[w] = max(1.0 - frozen_load[w], 0.0) / open_demand_s[w]
+                if level < 0.0 or limit[w] < level:
+                    level = limit[w]
+        for c in range(n_clients):
+            if not is_frozen[c] and (level < 0.0 or alone_per_s[c] < level):
+                level = alone_per_s[c]
+        reach = level * (1.0 + SLACK)
+        for e in range(n_edges):
+            c = edge_client[e]
+            if not is_frozen[c] and limit[edge_worker[e]] <= reach:
+                rates[c] = -1.0  # to freeze, after every worker has been looked at
+        for c in range(n_clients):
+            if not is_frozen[c] and (rates[c] < 0.0 or alone_per_s[c] <= reach):
+                rates[c] = min(level, alone_per_s[c])
+                is_frozen[c] = True
+                n_left -= 1
+    return rates

@@ -1,0 +1,330 @@
+"""Service times of a whole workload, predicted at once from a profile: what each request takes apart from waiting and state.
+
+Which laws make up a request, by topology (stack ``diffusers``, ``diffusers_tuned``, else ``engine``):
+
+- step in process = unet_step + Σ controlnet_step. Stock Diffusers runs a ControlNet at every step, with weight 0 outside its
+  window; our engine runs it inside its window only. Stock Diffusers with a LoRA takes unet_lora_step (PEFT does not fuse).
+- step with remote ControlNets = max(encoder, max over workers(Σ controlnet_step there) + residual_transfer) + decoder + remote_join.
+- LoRAs: fetched into the host tier if missing (lora_fetch.remote), attached and detached one by one, for every request anew:
+  a LoRA is not kept attached for the next request, even if that asks for the same. ``decoupled`` starts denoising at once, so
+  that a fetch shorter than ``lora_patch_by_step`` steps is hidden; the other topologies wait for it.
+- text_encode before, vae_decode + request_overhead after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from calibrate.profile import RESIDUAL_LEVELS, Grade, LatencyProfile, Predictor
+from engine.allocation import GIB, Catalogue, LinkKind, Topology
+from planner.workload import Bools, Floats, Ints, Workload
+from traces.problems import one_problem
+
+STACK_OF: Final[Mapping[Topology, str]] = {
+    "diffusers": "diffusers",
+    "diffusers_tuned": "diffusers_tuned",
+    "colocated": "engine",
+    "decoupled": "engine",
+    "decoupled_cfg2": "engine",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of models and add-ons: the catalogue's where it lists them, else the default of their kind."""
+
+    lora_bytes: int
+    controlnet_bytes: int
+    checkpoint_bytes: int
+    catalogue: Catalogue = field(default_factory=Catalogue)
+
+    @classmethod
+    def from_profile(cls, profile: LatencyProfile, *, lora_bytes: int, catalogue: Catalogue | None = None) -> Sizes:
+        """Checkpoint and ControlNet defaults from the profile's facts; raises :class:`InputError` if it lacks them."""
+        fact = profile.predictor().fact
+        return cls(
+            lora_bytes=lora_bytes,
+            controlnet_bytes=round(fact("controlnet_gib") * GIB),
+            checkpoint_bytes=round(fact("checkpoint_gib") * GIB),
+            catalogue=catalogue if catalogue is not None else Catalogue(),
+        )
+
+    def of_loras(self, names: Sequence[str]) -> Ints:
+        """Bytes of each LoRA."""
+        return self._of(names, self.lora_bytes)
+
+    def of_controlnets(self, names: Sequence[str]) -> Ints:
+        """Bytes of each ControlNet."""
+        return self._of(names, self.controlnet_bytes)
+
+    def of_checkpoints(self, names: Sequence[str]) -> Ints:
+        """Bytes of each checkpoint."""
+        return self._of(names, self.checkpoint_bytes)
+
+    def _of(self, names: Sequence[str], default_bytes: int) -> Ints:
+        return np.array([self.catalogue.bytes_of(name, default_bytes) for name in names], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServiceTable:
+    """Seconds of every stage for n requests on one topology. Per-request columns have length n.
+
+    What depends on the state of a replica is given per model: the simulator adds it where it occurs.
+    """
+
+    topology: Topology
+    text_s: Floats
+    denoise_alone_s: Floats
+    """All steps with nobody else on its ControlNet workers and each of its ControlNets on a worker of its own."""
+    decode_s: Floats
+    lora_attach_s: Floats
+    """Attaching all LoRAs of the request."""
+    lora_detach_s: Floats
+    lora_hidden_s: Floats
+    """How much of its LoRA fetches denoising hides."""
+    noise_ratio: Floats
+    """This request's computing over the median's; already in the text, denoise and decode columns."""
+    # one forward of a step, without noise; used for requests with remote ControlNets
+    plain_step_s: Floats
+    encoder_s: Floats
+    decoder_s: Floats
+    """Decoder and the cost of joining."""
+    controlnet_forward_s: Floats
+    transfer_s: Floats
+    is_remote: Bools
+    """Whether the request denoises with ControlNet workers."""
+    # per model code of the workload's name tables
+    checkpoint_load_s: Floats
+    checkpoint_fetch_s: Floats
+    controlnet_load_s: Floats
+    controlnet_fetch_s: Floats
+    lora_fetch_s: Floats
+    grades: Mapping[str, Grade]
+    """Law to the worst grade of any prediction made with it."""
+
+    def __len__(self) -> int:
+        return len(self.text_s)
+
+    @property
+    def alone_s(self) -> Floats:
+        """Take-up to image of each request on an idle system with everything resident: the latency floor."""
+        lora_s = self.lora_attach_s + self.lora_detach_s
+        return self.text_s + self.denoise_alone_s + self.decode_s + lora_s
+
+    @property
+    def controlnet_work_s(self) -> Floats:
+        """Seconds of ControlNet workers that each request takes, 0 where it uses none: for screens before simulation."""
+        return self._controlnet_work_s
+
+    _controlnet_work_s: Floats = field(kw_only=True, repr=False)
+
+    @classmethod
+    def from_service_s(cls, workload: Workload, service_s: Floats, *, topology: Topology = "colocated") -> ServiceTable:
+        """A table in which request i takes ``service_s[i]`` and nothing else costs anything (theory tests, M/G/c)."""
+        n = len(workload)
+        zero = np.zeros(n)
+
+        def nothing(names: Sequence[str]) -> Floats:
+            return np.zeros(len(names))
+
+        return cls(
+            topology=topology,
+            text_s=zero,
+            denoise_alone_s=np.broadcast_to(np.asarray(service_s, dtype=np.float64), (n,)),
+            decode_s=zero,
+            lora_attach_s=zero,
+            lora_detach_s=zero,
+            lora_hidden_s=zero,
+            noise_ratio=np.ones(n),
+            plain_step_s=zero,
+            encoder_s=zero,
+            decoder_s=zero,
+            controlnet_forward_s=zero,
+            transfer_s=zero,
+            is_remote=np.zeros(n, dtype=np.bool_),
+            checkpoint_load_s=nothing(workload.checkpoint_names),
+            checkpoint_fetch_s=nothing(workload.checkpoint_names),
+            controlnet_load_s=nothing(workload.controlnet_names),
+            controlnet_fetch_s=nothing(workload.controlnet_names),
+            lora_fetch_s=nothing(workload.lora_names),
+            grades={},
+            _controlnet_work_s=zero,
+        )
+
+
+def build_service(
+    workload: Workload,
+    topology: Topology,
+    profile: LatencyProfile,
+    sizes: Sizes,
+    *,
+    link_kind: LinkKind = "nvlink",
+    lora_patch_by_step: int = 10,
+    draw: int | None = None,
+    extrapolate: bool = False,
+    noise_seed: int = 0,
+) -> ServiceTable:
+    """Predicts the service table of a workload on one topology.
+
+    Args:
+        draw: which joint bootstrap draw of the profile's parameters; None for the fitted ones.
+        noise_seed: seeds the per-request noise, which is keyed by request id: the same request draws the same noise in
+            every topology, allocation and subset of the workload.
+
+    Raises:
+        InputError: the profile lacks a law that these requests need, or the topology or link cannot be modelled yet.
+        calibrate.profile.OutOfDomainError: a request lies outside the measured box and ``extrapolate`` is False.
+    """
+    if topology == "decoupled_cfg2":
+        raise one_problem(
+            "topology", "got 'decoupled_cfg2'", "one of diffusers, diffusers_tuned, colocated, decoupled",
+            "Leave it out: no law for CFG halves on two GPUs is measured yet.",
+        )  # fmt: skip
+    if topology == "decoupled" and link_kind == "local":
+        raise one_problem(
+            "link kind", "got 'local' for decoupled", "nvlink, pcie or network",
+            "ControlNets on the base's own GPU are the topology colocated.",
+        )  # fmt: skip
+    predictor = profile.predictor(draw, extrapolate=extrapolate)
+    stack = STACK_OF[topology]
+    steps = _predict_steps(workload, topology, predictor, link_kind)
+    noise_ratio = _noise_ratio(workload, profile.noise_ratio_quantiles.get(stack, ()), noise_seed)
+    megapixels = workload.megapixels
+    decode_s = _by_shape(predictor, f"{stack}.vae_decode", n_images=workload.n_images, megapixels=megapixels)
+    overhead_s = float(predictor.seconds(f"{stack}.request_overhead"))
+    text_s = float(predictor.seconds(f"{stack}.text_encode"))
+    lora_bytes = sizes.of_loras(workload.lora_names)
+    checkpoint_bytes = sizes.of_checkpoints(workload.checkpoint_names)
+    controlnet_bytes = sizes.of_controlnets(workload.controlnet_names)
+    patch_by_step = lora_patch_by_step if topology == "decoupled" else 0
+    return ServiceTable(
+        topology=topology,
+        text_s=text_s * noise_ratio,
+        denoise_alone_s=steps.denoise_s * noise_ratio,
+        decode_s=(decode_s + overhead_s) * noise_ratio,
+        lora_attach_s=workload.lora_sum(_by_bytes(predictor, f"{stack}.lora_attach", lora_bytes)),
+        lora_detach_s=workload.lora_sum(_by_bytes(predictor, f"{stack}.lora_detach", lora_bytes)),
+        lora_hidden_s=np.minimum(patch_by_step / workload.n_steps, 1.0) * steps.denoise_s * noise_ratio,
+        noise_ratio=noise_ratio,
+        plain_step_s=steps.plain_s,
+        encoder_s=steps.encoder_s,
+        decoder_s=steps.decoder_s,
+        controlnet_forward_s=steps.controlnet_s,
+        transfer_s=steps.transfer_s,
+        is_remote=steps.is_remote,
+        checkpoint_load_s=_by_bytes(predictor, f"{stack}.checkpoint_load", checkpoint_bytes),
+        checkpoint_fetch_s=_by_bytes(predictor, "model_fetch.remote", checkpoint_bytes),
+        controlnet_load_s=_by_bytes(predictor, f"{stack}.controlnet_load", controlnet_bytes),
+        controlnet_fetch_s=_by_bytes(predictor, "model_fetch.remote", controlnet_bytes),
+        lora_fetch_s=_by_bytes(predictor, "lora_fetch.remote", lora_bytes),
+        grades=dict(sorted(predictor.used.items())),
+        _controlnet_work_s=np.where(steps.is_remote, steps.controlnet_s * steps.n_forwards, 0.0) * noise_ratio,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Steps:
+    """Seconds of one step's parts per request, and of all its steps when nobody shares its ControlNet workers."""
+
+    plain_s: Floats
+    encoder_s: Floats
+    decoder_s: Floats
+    controlnet_s: Floats
+    transfer_s: Floats
+    is_remote: Bools
+    n_forwards: Floats
+    """ControlNet forwards of the whole request."""
+    denoise_s: Floats
+
+
+def _predict_steps(workload: Workload, topology: Topology, predictor: Predictor, link_kind: LinkKind) -> _Steps:
+    stack = STACK_OF[topology]
+    n = len(workload)
+    shape: dict[str, Ints | Floats] = {"forward_batch": workload.forward_batch, "megapixels": workload.megapixels}
+    has_controlnets = workload.n_controlnets > 0
+    plain_s = np.zeros(n)
+    # PEFT leaves LoRA matrices unfused, which costs stock Diffusers at every step
+    is_unfused = (workload.n_loras > 0) & (topology == "diffusers")
+    for law, rows in ((f"{stack}.unet_step", ~is_unfused), ("diffusers.unet_lora_step", is_unfused)):
+        if rows.any():
+            plain_s[rows] = _by_shape(predictor, law, **{name: values[rows] for name, values in shape.items()})
+
+    def where_controlled(law: str, **features: Ints | Floats) -> Floats:
+        seconds = np.zeros(n)
+        if has_controlnets.any():
+            chosen = {name: values[has_controlnets] for name, values in features.items()}
+            seconds[has_controlnets] = _by_shape(predictor, law, **chosen)
+        return seconds
+
+    controlnet_s = where_controlled(f"{stack}.controlnet_step", **shape)
+    n_forwards = _active_steps(workload).astype(np.float64)
+    none = np.zeros(n)
+    if topology != "decoupled":
+        if stack != "engine":
+            n_forwards = (workload.n_controlnets * workload.n_steps).astype(np.float64)
+        denoise_s = workload.n_steps * plain_s + n_forwards * controlnet_s
+        return _Steps(plain_s, none, none, controlnet_s, none, np.zeros(n, dtype=np.bool_), n_forwards, denoise_s)
+    encoder_s = where_controlled("engine.encoder_step", **shape)
+    decoder_s = where_controlled("engine.decoder_step", **shape)
+    transfer_s = none
+    if has_controlnets.any():
+        decoder_s = decoder_s + np.where(has_controlnets, float(predictor.seconds("engine.remote_join")), 0.0)
+        n_bytes = predictor.fact("residual_bytes_per_sample") * workload.forward_batch.astype(np.float64)
+        transfer_s = where_controlled(f"engine.residual_transfer.{link_kind}", n_bytes=n_bytes)
+    # each ControlNet on a worker of its own: a step is remote while any of them is active, however many
+    n_joined = _joined_steps(workload)
+    joined_s = np.maximum(encoder_s, controlnet_s + transfer_s) + decoder_s
+    denoise_s = (workload.n_steps - n_joined) * plain_s + n_joined * joined_s
+    return _Steps(plain_s, encoder_s, decoder_s, controlnet_s, transfer_s, has_controlnets, n_forwards, denoise_s)
+
+
+def _active_steps(workload: Workload) -> Ints:
+    """ControlNet forwards of each request: over its ControlNets, the steps each is active in."""
+    counts = (sum(last - first for first, last in windows) for windows in workload.control_steps)
+    return np.fromiter(counts, dtype=np.int64, count=len(workload))
+
+
+def _joined_steps(workload: Workload) -> Ints:
+    """Steps of each request in which at least one ControlNet is active."""
+    counts = (
+        (windows[0][1] - windows[0][0]) if len(windows) == 1 else len({i for w in windows for i in range(*w)})
+        for windows in workload.control_steps
+    )
+    return np.fromiter(counts, dtype=np.int64, count=len(workload))
+
+
+def _by_shape(predictor: Predictor, law: str, **features: Ints | Floats) -> Floats:
+    """Predicts the few distinct feature vectors of a trace once each: a profile draw then costs microseconds per law."""
+    code = np.zeros(len(next(iter(features.values()))), dtype=np.int64)
+    tables = {}
+    for name, values in features.items():
+        tables[name], inverse = np.unique(values, return_inverse=True)
+        code = code * len(tables[name]) + inverse
+    distinct, rows, inverse = np.unique(code, return_index=True, return_inverse=True)
+    chosen = {name: np.asarray(values[rows], dtype=np.float64) for name, values in features.items()}
+    return np.broadcast_to(predictor.seconds(law, **chosen), distinct.shape)[inverse]
+
+
+def _by_bytes(predictor: Predictor, law: str, n_bytes: Ints) -> Floats:
+    return _by_shape(predictor, law, n_bytes=n_bytes) if len(n_bytes) else np.zeros(0)
+
+
+def _noise_ratio(workload: Workload, quantiles: Sequence[float], noise_seed: int) -> Floats:
+    """Inverse transform of one uniform per request between the quantiles' levels, held at the outermost ones."""
+    if not quantiles:
+        return np.ones(len(workload))
+    stream = int.from_bytes(b"service_noise", "little")  # the stream's name, so that no other stream shares its bits
+    salt = np.random.SeedSequence([noise_seed, stream]).generate_state(1, np.uint64)
+    uniform = (_mix(workload.request_key ^ salt[0]) >> np.uint64(11)) * 2.0**-53
+    return np.asarray(np.interp(uniform, RESIDUAL_LEVELS, quantiles), dtype=np.float64)
+
+
+def _mix(bits: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit flips every output bit with probability near 1/2."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
