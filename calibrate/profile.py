@@ -313,7 +313,7 @@ def shipped_profiles() -> dict[str, Path]:
     folder = resources.files("calibrate") / "profiles"
     return {
         Path(str(item)).stem: Path(str(item))
-        for item in sorted(folder.iterdir(), key=str)
+        for item in sorted(folder.iterdir() if folder.is_dir() else (), key=str)
         if str(item).endswith(".json")
     }
 

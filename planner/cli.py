@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
 
 import click
 import typer
@@ -18,6 +19,11 @@ from planner import __version__
 from traces.problems import InputError
 
 COMMAND_GROUP = "diffplan.commands"
+# Newer typer carries a click of its own, whose exceptions are not click's; in older ones both names are the same class.
+USAGE_ERRORS: tuple[type[click.ClickException], ...] = (
+    click.ClickException,
+    *(base for base in cast(Any, typer.BadParameter).__mro__ if base.__name__ == "ClickException"),
+)
 # One line each, so that --help loads no sub-command.
 SUMMARIES = {
     "trace": "Describe, import and synthesise traces of requests.",
@@ -70,7 +76,7 @@ def _load(entry: EntryPoint) -> click.Command:
         app.command(name=entry.name)(loaded)
         command = click_command_of(app)
     command.name = entry.name
-    return command
+    return cast(click.Command, command)
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,12 +89,12 @@ def main() -> None:
     """Entry point of the console script."""
     try:
         code = root.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except (click.exceptions.Exit, typer.Exit) as stop:
         code = stop.exit_code
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, typer.Abort):
         _say("Interrupted.")
         code = 130
-    except click.ClickException as error:
+    except USAGE_ERRORS as error:
         error.show()
         code = 2
     except InputError as error:

@@ -36,14 +36,18 @@ def write_trace(folder: Path, n: int = 150, mean_gap_s: float = 3.0) -> Path:
     for row in range(n):
         controlnets = ["depth", "canny"][: row % 3]
         loras = [f"style-{row % 7}"][: row % 2]
-        cells = ["[" + " ".join(f'""{name}""' for name in names).replace(" ", ", ") + "]" for names in (controlnets, loras)]
+        cells = [
+            "[" + " ".join(f'""{name}""' for name in names).replace(" ", ", ") + "]" for names in (controlnets, loras)
+        ]
         lines.append(f'r{row},{arrival_s[row]:.3f},30,"{cells[0]}","{cells[1]}"')
     path = folder / "trace.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def write_scenario(folder: Path, *, name: str = "tiny", latency_s: float = 12.0, gpus_max: int = 40, more: str = "") -> Path:
+def write_scenario(
+    folder: Path, *, name: str = "tiny", latency_s: float = 12.0, gpus_max: int = 40, more: str = ""
+) -> Path:
     """The question as a file beside its trace."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "trace.csv").exists():

@@ -30,7 +30,12 @@ def test_a_cost_of_nonsense_is_refused() -> None:
 
 
 def test_the_waterfall_goes_through_every_row_and_its_steps_sum_to_the_saving() -> None:
-    costs = {"diffusers": (60, 600.0), "diffusers_tuned": (40, 400.0), "colocated": (30, 300.0), "decoupled": (28, 280.0)}
+    costs = {
+        "diffusers": (60, 600.0),
+        "diffusers_tuned": (40, 400.0),
+        "colocated": (30, 300.0),
+        "decoupled": (28, 280.0),
+    }
     built = build_waterfall(costs, {}, "decoupled")
     assert [step.topology for step in built.steps] == ["diffusers", "diffusers_tuned", "colocated", "recommendation"]
     assert [step.saving_usd_per_month for step in built.steps] == [None, 200.0, 100.0, 20.0]
@@ -38,13 +43,17 @@ def test_the_waterfall_goes_through_every_row_and_its_steps_sum_to_the_saving() 
 
 
 def test_a_step_that_costs_money_is_shown_as_it_is() -> None:
-    built = build_waterfall({"diffusers": (4, 40.0), "diffusers_tuned": (5, 50.0), "colocated": (3, 30.0)}, {}, "colocated")
+    built = build_waterfall(
+        {"diffusers": (4, 40.0), "diffusers_tuned": (5, 50.0), "colocated": (3, 30.0)}, {}, "colocated"
+    )
     assert built.steps[1].saving_usd_per_month == -10.0
     assert built.steps[-1].saving_usd_per_month == 0.0
 
 
 def test_a_row_that_misses_the_slo_has_no_price_and_is_skipped_in_the_comparison() -> None:
-    built = build_waterfall({"diffusers_tuned": (5, 50.0), "decoupled": (3, 30.0)}, {"diffusers": "too slow"}, "decoupled")
+    built = build_waterfall(
+        {"diffusers_tuned": (5, 50.0), "decoupled": (3, 30.0)}, {"diffusers": "too slow"}, "decoupled"
+    )
     first, second, third, last = built.steps
     assert (first.cost_usd_per_month, first.note) == (None, "too slow")
     assert second.saving_usd_per_month is None

@@ -45,7 +45,9 @@ def test_the_money_is_gpus_times_price_times_hours(tiny_plan) -> None:
     for row in tiny_plan.result.record.topologies:
         assert row.cost_usd_per_month == row.n_gpus * 2.0 * 730.0
         images_per_month = row.in_slo_images_per_s.mean * 3600 * 730
-        assert row.cost_usd_per_1000_images.mean == pytest.approx(1000 * row.cost_usd_per_month / images_per_month, rel=1e-12)
+        assert row.cost_usd_per_1000_images.mean == pytest.approx(
+            1000 * row.cost_usd_per_month / images_per_month, rel=1e-12
+        )
 
 
 def test_every_file_of_the_design_is_written_and_reads_back(tiny_plan) -> None:
@@ -181,3 +183,26 @@ def test_a_plan_has_no_number_that_json_does_not_know(tiny_plan) -> None:
     text = to_json(tiny_plan.result.record)
     assert "NaN" not in text
     assert "Infinity" not in text
+
+
+def test_loads_that_no_number_of_gpus_avoids_are_named_as_what_binds(
+    write_scenario: Callable[..., Path], tmp_path: Path
+) -> None:
+    # every request asks for another checkpoint, and fetching 6.5 GiB takes over 8 s of the 12 s that 99 % may take
+    path = write_scenario(tmp_path, latency_s=8)
+    lines = (tmp_path / "trace.csv").read_text().splitlines()
+    with_checkpoints = [lines[0] + ",base_model_id"] + [f"{line},c{row}" for row, line in enumerate(lines[1:])]
+    (tmp_path / "trace.csv").write_text("\n".join(with_checkpoints) + "\n")
+    record = plan_of(path)
+    assert record.infeasible.binds == "switching checkpoints"
+    assert "more GPUs do not help" in record.infeasible.why
+    assert "slo.latency_s of" in record.infeasible.nearest
+
+
+def test_replicas_start_with_the_most_used_models_that_fit(tiny_plan) -> None:
+    for pool in tiny_plan.result.allocation.pools_of("base"):
+        assert pool.base_model_ids == ("default", "*")
+        assert pool.controlnet_ids == ("depth", "canny", "*")
+    requests = read_table(tiny_plan.out / "requests.parquet", REQUEST_RECORD_COLUMNS)
+    assert requests["is_switch"].sum() == 0
+    assert requests["n_controlnet_misses"].sum() == 0

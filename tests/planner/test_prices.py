@@ -44,13 +44,19 @@ def test_a_price_is_stale_after_ninety_days(age_days: int, is_warned: bool) -> N
 
 
 BREAKS: dict[str, tuple[dict[str, Any], str]] = {
-    "negative price": ({"rows": [{"gpu_kind": "a", "purchase": "spot", "price_usd_per_gpu_hour": -1, "source": "s"}]}, "rows[0]"),
+    "negative price": (
+        {"rows": [{"gpu_kind": "a", "purchase": "spot", "price_usd_per_gpu_hour": -1, "source": "s"}]},
+        "rows[0]",
+    ),
     "no source": ({"rows": [{"gpu_kind": "a", "purchase": "spot", "price_usd_per_gpu_hour": 1}]}, "rows[0].source"),
     "no rows": ({"rows": []}, "rows"),
     "not a day": ({"as_of": "2026-02-30"}, "as_of"),
     "other currency": ({"currency": "EUR"}, "currency"),
     "unknown field": ({"colour": "red"}, "colour"),
-    "row twice": ({"rows": [{"gpu_kind": "a", "purchase": "spot", "price_usd_per_gpu_hour": 1, "source": "s"}] * 2}, "rows"),
+    "row twice": (
+        {"rows": [{"gpu_kind": "a", "purchase": "spot", "price_usd_per_gpu_hour": 1, "source": "s"}] * 2},
+        "rows",
+    ),
 }
 
 

@@ -12,8 +12,8 @@ from engine.allocation import Policies
 from planner.candidates import Counts, Shape
 from planner.search import Evaluation, Evaluator, one_more, search
 
-ALONE = Shape("colocated", "", (), (), "gpu", "nvlink", Policies())
-SHARED = Shape("decoupled", "", (("controlnets", ("*",)),), (6.0,), "gpu", "nvlink", Policies())
+ALONE = Shape("colocated", "", (), ("*",), ("*",), (), "gpu", "nvlink", Policies())
+SHARED = Shape("decoupled", "", (("controlnets", ("*",)),), ("*",), (), (6.0,), "gpu", "nvlink", Policies())
 
 
 def landscape(base_needed: int, others_needed: Counts = (), gpus_max: int = 500) -> Evaluator:

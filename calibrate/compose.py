@@ -1,0 +1,84 @@
+"""Composes an image's seconds from laws, as the planner does, and compares with images that were measured whole.
+
+    diffusers, colocated   n_steps x (unet_step + n_controlnets x controlnet_step) + vae_decode + request_overhead + LoRAs
+    decoupled              n_steps x (max(encoder, n_controlnets x controlnet_step + transfer) + decoder + join) + …
+
+Text encoding is left out: the images were measured with prompt embeddings given, as all stacks' images are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from calibrate.measurement import Features
+
+LawSeconds = Callable[..., float]
+"""``seconds(law_name, **features)``; raises KeyError for a law that there is not."""
+
+STACK_OF = {
+    "diffusers": "diffusers",
+    "diffusers_tuned": "diffusers_tuned",
+    "colocated": "engine",
+    "decoupled": "engine",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """One kind of image: measured whole against composed from the laws."""
+
+    topology: str
+    mode: str
+    n_controlnets: int
+    n_loras: int
+    variant: str
+    n_repetitions: int
+    measured_s: float
+    predicted_s: float
+    is_held_out: bool
+    """False where the fit of ``request_overhead`` or ``remote_join`` used this image."""
+
+    @property
+    def gap_ratio(self) -> float:
+        """(predicted - measured) / measured."""
+        return self.predicted_s / self.measured_s - 1.0
+
+
+def denoise_s(seconds: LawSeconds, topology: str, image: Features, residual_bytes_per_sample: float) -> float:
+    """Seconds of all denoising steps of one image job."""
+    stack = STACK_OF[topology]
+    step = {"forward_batch": float(image.forward_batch), "megapixels": image.megapixels}
+    if topology == "decoupled" and image.n_controlnets:
+        n_bytes = residual_bytes_per_sample * image.forward_batch
+        remote_s = image.n_controlnets * seconds("engine.controlnet_step", **step) + seconds(
+            f"engine.residual_transfer.{image.link or 'nvlink'}", n_bytes=n_bytes
+        )
+        encoder_s = seconds("engine.encoder_step", **step)
+        each_s = max(encoder_s, remote_s) + seconds("engine.decoder_step", **step) + seconds("engine.remote_join")
+    else:
+        is_unfused = topology == "diffusers" and image.n_loras > 0 and image.variant != "fused"
+        each_s = seconds("diffusers.unet_lora_step" if is_unfused else f"{stack}.unet_step", **step)
+        if image.n_controlnets:
+            each_s += image.n_controlnets * seconds(f"{stack}.controlnet_step", **step)
+    return image.n_steps * each_s
+
+
+def image_s(
+    seconds: LawSeconds, topology: str, image: Features, residual_bytes_per_sample: float, *, overhead: bool = True
+) -> float:
+    """Seconds of one image job, without waiting and without text encoding."""
+    stack = STACK_OF[topology]
+    total_s = denoise_s(seconds, topology, image, residual_bytes_per_sample)
+    total_s += seconds(f"{stack}.vae_decode", n_images=float(image.n_images), megapixels=image.megapixels)
+    if image.n_loras:
+        # stock images were measured until the picture is there: taking the LoRA off comes later. Ours restores inside.
+        total_s += image.n_loras * seconds(
+            "diffusers_tuned.lora_attach" if image.variant == "fused" else f"{stack}.lora_attach",
+            n_bytes=float(image.n_bytes),
+        )
+        if stack == "engine":
+            total_s += seconds("engine.lora_detach", n_bytes=float(image.n_bytes))
+    if overhead:
+        total_s += seconds(f"{stack}.request_overhead")
+    return total_s

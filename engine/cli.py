@@ -1,0 +1,105 @@
+"""``diffplan engine``: runs the engine on this machine. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from traces.problems import one_problem
+
+if TYPE_CHECKING:
+    import torch
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run the serving engine.")
+
+
+@app.callback()
+def engine() -> None:
+    """Run the serving engine."""
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="sdxl, or tiny for a look on a CPU.")] = "tiny",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    controlnets: Annotated[int, typer.Option(min=0, max=8, help="ControlNets used by every image.")] = 0,
+    loras: Annotated[int, typer.Option(min=0, max=8, help="LoRAs patched for every image and taken off again.")] = 0,
+    lora_rank: Annotated[int, typer.Option(min=1, max=256)] = 64,
+    images: Annotated[int, typer.Option(min=1, max=16, help="Images per request.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    size_px: Annotated[int, typer.Option(help="Width and height; 0: 1024 for sdxl, 64 for tiny.")] = 0,
+    repetitions: Annotated[int, typer.Option(min=1, max=1000, help="Timed requests, after one that warms up.")] = 5,
+    remote: Annotated[str, typer.Option(help="Run the ControlNets in a second process on this device.")] = "",
+    compile_: Annotated[bool, typer.Option("--compile", help="Use torch.compile (about 100 s per shape).")] = False,
+    weights: Annotated[Path | None, typer.Option(help="Local SDXL folder; without it weights are random.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    image: Annotated[Path | None, typer.Option(help="Write the first image here as PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+) -> None:
+    """Generate images and print how long each stage takes."""
+    _check_device(device)
+    if remote:
+        _check_device(remote)
+        if not controlnets:
+            raise one_problem("--remote", "got a device but no ControlNets", "--controlnets 1 or more", "Add them.")
+    if weights is not None and model != "sdxl":
+        raise one_problem("--weights", f"got a folder with --model {model}", "--model sdxl", "Add it.")
+    from engine.bench import BenchSetup, run_bench
+
+    setup = BenchSetup(
+        model=model,
+        device=device,
+        n_controlnets=controlnets,
+        n_loras=loras,
+        lora_rank=lora_rank,
+        n_images=images,
+        n_steps=steps,
+        size_px=size_px,
+        n_repetitions=repetitions,
+        remote_device=remote,
+        is_compiled=compile_,
+        weights=weights,
+        seed=seed,
+    )
+    result, first = run_bench(setup, lambda text: typer.echo(text, err=True))
+    if image is not None:
+        _write_png(first, image)
+    typer.echo(json.dumps(result, indent=2, sort_keys=True) if as_json else _table(result))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if n_gpus else []), *(f"cuda:{i}" for i in range(n_gpus))]
+    if device not in known:
+        raise one_problem("device", f"got {device!r}", f"one of {', '.join(known)}", "Choose a device of this machine.")
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [f"{result['what']} on {result['device_name']}, {result['n_repetitions']} repetitions"]
+    lines.append(f"{'stage':<14}{'median s':>10}{'min':>10}{'max':>10}")
+    for name, row in result["stages"].items():
+        lines.append(f"{name:<14}{row['median_s']:>10.4f}{row['min_s']:>10.4f}{row['max_s']:>10.4f}")
+    lines.append(f"set-up {result['setup_s']:.1f} s, first request (compiles, captures) {result['first_s']:.1f} s")
+    return "\n".join(lines)
+
+
+def _write_png(pixels: torch.Tensor, path: Path) -> None:
+    """Writes ``[3, height, width]`` in 0..1 beside the target, then renames."""
+    from PIL import Image
+
+    rows = (pixels.float().permute(1, 2, 0) * 255).round().clamp(0, 255).byte().cpu().numpy()
+    beside = path.with_name(path.name + ".part")
+    try:
+        Image.fromarray(rows).save(beside, format="PNG")
+        beside.replace(path)
+    except OSError as error:
+        raise one_problem(
+            str(path), f"cannot be written: {error.strerror}", "a writable path", "Choose another."
+        ) from None
+    sys.stderr.write(f"wrote {path}\n")

@@ -1,0 +1,178 @@
+"""LoRAs in pinned host memory, patched into a UNet's weights in place, and restored to the last bit.
+
+Weights keep their addresses, so captured CUDA graphs go on working. What is written is always ``pristine + Σ scale · up @ down``,
+accumulated in fp32 and rounded once: adding and subtracting in bf16 would drift (after 50 swaps 23 % of the elements differ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.lora_file import AddOnRefusedError, LoraFile, LoraPair, lora_targets, read_lora
+
+__all__ = [
+    "AddOnRefusedError",
+    "LoraFile",
+    "LoraPair",
+    "LoraPatcher",
+    "PinnedLayer",
+    "PinnedLora",
+    "lora_targets",
+    "pin_lora",
+    "read_lora",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedLayer:
+    """Where one layer's pair lies in the flat buffer."""
+
+    name: str
+    rank: int
+    n_out: int
+    n_in: int
+    down_at: int
+    up_at: int
+    factor: float
+    """``alpha / rank``."""
+
+    def down(self, flat: torch.Tensor) -> torch.Tensor:
+        """``[rank, in]`` inside ``flat``."""
+        return flat[self.down_at : self.down_at + self.rank * self.n_in].view(self.rank, self.n_in)
+
+    def up(self, flat: torch.Tensor) -> torch.Tensor:
+        """``[out, rank]`` inside ``flat``."""
+        return flat[self.up_at : self.up_at + self.n_out * self.rank].view(self.n_out, self.rank)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PinnedLora:
+    """A checked LoRA in host memory, in the network's type, ready for one copy to the device."""
+
+    add_on_id: str
+    rank: int
+    flat: torch.Tensor
+    """All matrices one after the other; pinned where there is a GPU."""
+    layers: tuple[PinnedLayer, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes to copy to the device."""
+        return self.flat.numel() * self.flat.element_size()
+
+
+def pin_lora(path: Path, unet: nn.Module) -> PinnedLora:
+    """Checks a LoRA file against ``unet`` and puts it into host memory.
+
+    Raises:
+        AddOnRefusedError: see :func:`engine.lora_file.read_lora`.
+    """
+    weight = next(unet.parameters())
+    return pin_pairs(read_lora(path, lora_targets(unet)), weight.dtype, is_pinned=weight.is_cuda)
+
+
+def pin_pairs(file: LoraFile, dtype: torch.dtype, *, is_pinned: bool) -> PinnedLora:
+    """Lays the matrices of a checked file out in one buffer, each at a multiple of 16 bytes (tensor cores load aligned)."""
+    step = 16 // dtype.itemsize
+    layers, parts, at = [], [], 0
+    for pair in file.pairs:
+        places = []
+        for matrix in (pair.down, pair.up):
+            places.append(at)
+            parts.append((at, matrix))
+            at += -(-matrix.numel() // step) * step
+        (rank, n_in), n_out = pair.down.shape, pair.up.shape[0]
+        layers.append(PinnedLayer(pair.layer, rank, n_out, n_in, *places, pair.factor))
+    flat = torch.zeros(at, dtype=dtype, pin_memory=is_pinned)
+    for place, matrix in parts:
+        flat[place : place + matrix.numel()].copy_(matrix.reshape(-1))
+    return PinnedLora(file.add_on_id, file.rank, flat, tuple(layers))
+
+
+class LoraPatcher:
+    """Patches LoRAs into one UNet. Keeps a pristine copy of every layer that it has ever patched (SDXL attention: 1.9 GB in bf16)."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._targets = {
+            name: part.weight.data
+            for name, part in unet.named_modules()
+            if isinstance(part, nn.Linear) and ".attentions." in name
+        }
+        self._pristine: dict[str, torch.Tensor] = {}
+        self._patched: set[str] = set()
+        self._staging: list[torch.Tensor] = []
+        self._active: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def active(self) -> tuple[tuple[str, float], ...]:
+        """``(add_on_id, scale)`` of what the weights hold now, in order."""
+        return self._active
+
+    @torch.no_grad()
+    def patch(self, loras: Sequence[tuple[PinnedLora, float]]) -> None:
+        """Makes the weights ``pristine + Σ scale · alpha/rank · up @ down``; what was patched before is gone.
+
+        Everything is enqueued on the current stream; nothing waits for the host. An empty list restores.
+        """
+        for lora, _ in loras:
+            for layer in lora.layers:
+                weight = self._targets.get(layer.name)
+                if weight is None or tuple(weight.shape) != (layer.n_out, layer.n_in):
+                    raise ValueError(f"LoRA {lora.add_on_id[:12]} was pinned for another network: layer {layer.name}")
+        on_device = [self._to_device(place, lora) for place, (lora, _) in enumerate(loras)]
+        uses: dict[str, list[tuple[torch.Tensor, torch.Tensor, float]]] = {}
+        for flat, (lora, scale) in zip(on_device, loras, strict=True):
+            for layer in lora.layers:
+                uses.setdefault(layer.name, []).append((layer.down(flat), layer.up(flat), scale * layer.factor))
+        self._copy_back(sorted(self._patched - set(uses)))
+        for name, terms in uses.items():
+            self._write(name, terms)
+        self._patched = set(uses)
+        self._active = tuple((lora.add_on_id, scale) for lora, scale in loras)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the pristine weights back, bit by bit."""
+        self._copy_back(sorted(self._patched))
+        self._patched = set()
+        self._active = ()
+
+    def _copy_back(self, names: Sequence[str]) -> None:
+        if names:
+            torch._foreach_copy_([self._targets[name] for name in names], [self._pristine[name] for name in names])
+
+    def forget(self) -> None:
+        """Drops the pristine copies: the weights now in the network, another checkpoint's for example, become the pristine ones."""
+        if self._patched:
+            raise RuntimeError("LoraPatcher.forget: LoRAs are patched in. Restore first.")
+        self._pristine.clear()
+
+    def _to_device(self, place: int, lora: PinnedLora) -> torch.Tensor:
+        """Copies a LoRA into a staging buffer that the next patch reuses."""
+        device = next(iter(self._targets.values())).device
+        if len(self._staging) <= place:
+            self._staging.append(torch.empty(0, dtype=lora.flat.dtype, device=device))
+        if self._staging[place].numel() < lora.flat.numel() or self._staging[place].dtype != lora.flat.dtype:
+            self._staging[place] = torch.empty_like(lora.flat, device=device, pin_memory=False)
+        return self._staging[place][: lora.flat.numel()].copy_(lora.flat, non_blocking=True)
+
+    def _write(self, name: str, terms: Sequence[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
+        weight = self._targets[name]
+        if name not in self._pristine:
+            self._pristine[name] = weight.clone()
+        self._patched.add(name)  # before it is written, so that a failure midway can be restored
+        pristine = self._pristine[name]
+        if len(terms) == 1:
+            down, up, scale = terms[0]
+            # One GEMM whose fp32 accumulator takes the pristine weight in and is rounded once.
+            torch.addmm(pristine, up, down, alpha=scale, out=weight)
+            return
+        total = pristine.to(torch.float32, copy=True)  # never the pristine tensor itself
+        for down, up, scale in terms:
+            total.addmm_(up.to(torch.float32), down.to(torch.float32), alpha=scale)
+        weight.copy_(total)

@@ -1,0 +1,108 @@
+"""One denoising step of the base at one shape: static buffers, and the parts that are replayed on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.control_stack import ShapeKey
+from engine.controlnet import ResidualLayout
+from engine.graphs import Part
+from engine.models import SdxlModels
+from engine.options import EngineOptions
+from engine.parts import NetworkParts
+from engine.schedule import N_STEP_SCALARS, euler_step, guide, scaled_input
+
+
+class StepProgram:
+    """The base worker's share of a step. Inputs are written into the buffers, then the parts run in order.
+
+    ``scale_in`` (latents → ``latents_in``), ``encode``, then ``decode`` or ``decode_joined`` (prediction, guidance, Euler
+    step → latents).
+    """
+
+    def __init__(self, models: SdxlModels, key: ShapeKey, options: EngineOptions, parts: NetworkParts) -> None:
+        spec, device, dtype = models.spec, options.device, options.dtype
+        self.key = key
+        self._unet = models.unet
+        self._parts = parts
+        self._memory = torch.channels_last if options.channels_last else torch.contiguous_format
+        self._fused_norm = options.uses_fused_norms
+        self._layout = ResidualLayout.of(spec, key.batch, key.height, key.width, is_channels_last=options.channels_last)
+        # Finite numbers everywhere: a capture runs the parts on whatever lies in the buffers.
+        self.latents = torch.randn(key.latent_shape(spec), device=device, dtype=dtype)
+        self.latents_in = torch.randn_like(self.latents)
+        self.scalars = torch.ones(N_STEP_SCALARS, device=device, dtype=torch.float32)
+        self.emb = torch.zeros((key.batch, spec.block_channels[0] * 4), device=device, dtype=dtype)
+        self.context = torch.zeros((key.batch, 77, spec.context_width), device=device, dtype=dtype)
+        self._encoded: tuple[torch.Tensor, list[torch.Tensor]] | None = None
+        self._decode: Part | None = None
+        self._joined: dict[int, Part] = {}
+        self.scale_in = parts.recorder.record(self._run_scale_in)
+        self.encode = parts.recorder.record(self._run_encode)
+
+    def decode(self) -> None:
+        """The second half without residuals."""
+        self.prepare_decode()()
+
+    def prepare_decode(self) -> Part:
+        """Captures :meth:`decode` if it is not yet; overwrites latents."""
+        if self._decode is None:
+            self.encode()
+            self._decode = self._parts.recorder.record(self._decoder(None))
+        return self._decode
+
+    def prepare_joined(self, flat: torch.Tensor) -> Part:
+        """The second half with the residuals that lie in ``flat``; captured once a buffer; overwrites latents."""
+        if flat.data_ptr() not in self._joined:
+            self.encode()
+            self._joined[flat.data_ptr()] = self._parts.recorder.record(self._decoder(self._layout.views(flat)))
+        return self._joined[flat.data_ptr()]
+
+    def _run_scale_in(self) -> None:
+        self.latents_in.copy_(scaled_input(self.latents, self.scalars))
+
+    def _run_encode(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        sample = torch.cat([self.latents_in] * 2) if self.key.uses_cfg else self.latents_in
+        sample = sample.to(memory_format=self._memory)
+        self._encoded = self._parts.encode(self._unet, sample, self.emb, self.context)
+        return self._encoded
+
+    def _decoder(self, residuals: list[torch.Tensor] | None) -> Callable[[], None]:
+        def run() -> None:
+            if self._encoded is None:
+                raise RuntimeError("StepProgram.decode before encode")
+            hidden, skips = self._encoded
+            prediction = self._parts.decode(
+                self._unet, hidden, skips, self.emb, self.context, residuals, fused_norm=self._fused_norm
+            )
+            if self.key.uses_cfg:
+                prediction = guide(prediction, self.scalars)
+            self.latents.copy_(euler_step(self.latents, prediction, self.scalars))
+
+        return run
+
+
+class VaeProgram:
+    """Decodes one image at a time: one graph serves every ``n_images``, and memory stays that of one."""
+
+    def __init__(self, models: SdxlModels, key: ShapeKey, options: EngineOptions, parts: NetworkParts) -> None:
+        _, channels, h, w = key.latent_shape(models.spec)
+        self._memory = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.latents = torch.randn((1, channels, h, w), device=options.device, dtype=options.dtype)
+        self.image = torch.empty((1, 3, key.height, key.width), device=options.device, dtype=options.dtype)
+
+        def run() -> None:
+            self.image.copy_(parts.vae_decode(models.vae, self.latents.to(memory_format=self._memory)))
+
+        self.decode_one = parts.recorder.record(run)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """``[n, 4, h, w] -> [n, 3, height, width]`` in 0..1."""
+        images = torch.empty((latents.shape[0], *self.image.shape[1:]), device=latents.device, dtype=latents.dtype)
+        for place in range(latents.shape[0]):
+            self.latents.copy_(latents[place : place + 1])
+            self.decode_one()
+            images[place].copy_(self.image[0])
+        return images

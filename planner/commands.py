@@ -1,0 +1,123 @@
+"""The commands ``plan``, ``simulate`` and ``compare``. Results on stdout, progress on stderr; exit codes as in ``planner.cli``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+INFEASIBLE = 3
+Jobs = Annotated[int, typer.Option(min=1, max=256, help="Processes. The result does not depend on it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Put the result on stdout as JSON.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Replaces simulation.seed of the scenario.")]
+ScenarioName = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A scenario file, or sample:NAME for a shipped one.")
+]
+
+
+def plan(
+    scenario: ScenarioName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the plan's files; made if it is not there.")],
+    jobs: Jobs = 2,
+    backend: Annotated[str, typer.Option(help="joblib backend: loky, or one that you have registered.")] = "loky",
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend an allocation for a scenario: which GPUs should run what, what it costs, and why."""
+    from planner.files import make_folder
+    from planner.plan_files import write_plan
+    from planner.plan_record import to_json
+    from planner.plan_run import make_plan, with_seed
+    from planner.prices import age_warning
+    from planner.scenario import load_scenario
+    from planner.terminal import print_plan
+
+    asked, folder = load_scenario(scenario)
+    if seed is not None:
+        asked = with_seed(asked, seed)
+    make_folder(out)
+    result = make_plan(asked, folder, jobs=jobs, backend=backend, progress=_say)
+    warning = age_warning(result.price, datetime.datetime.now(datetime.UTC).date())
+    if warning:
+        _say(warning)
+    files = write_plan(result, asked, folder, out)
+    if as_json:
+        sys.stdout.write(to_json(result.record))
+    else:
+        print_plan(result.record, files, _console())
+    if result.record.verdict == "infeasible":
+        raise typer.Exit(INFEASIBLE)
+
+
+def simulate(
+    scenario: ScenarioName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the run's files; made if it is not there.")],
+    allocation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An allocation, such as a plan's allocation.json.")
+    ] = None,
+    topology: Annotated[str | None, typer.Option(help="Instead of a file: a topology …")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, max=100_000, help="… with this many base replicas …")] = None,
+    controlnet_replicas: Annotated[
+        int, typer.Option(min=0, max=100_000, help="… and, for decoupled, this many ControlNet workers.")
+    ] = 0,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate one allocation under a scenario's traffic and write its request and worker records."""
+    from planner.plan_run import with_seed
+    from planner.scenario import load_scenario
+    from planner.simulate_run import chosen_allocation, print_simulation, simulate_once, write_simulation
+
+    asked, folder = load_scenario(scenario)
+    if seed is not None:
+        asked = with_seed(asked, seed)
+    chosen = chosen_allocation(asked, folder, allocation, topology, replicas, controlnet_replicas)
+    done = simulate_once(asked, folder, chosen)
+    files = write_simulation(done, out)
+    if as_json:
+        _json(done.to_plain())
+    else:
+        print_simulation(done, files, _console())
+
+
+def compare(
+    plans: Annotated[list[Path], typer.Argument(metavar="PLAN…", help="plan.json files, or the folders they are in.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put plans side by side."""
+    from planner.plan_record import read_plan
+    from planner.terminal import comparison_rows, print_comparison
+    from traces.problems import InputError, Problem
+
+    found, problems = [], list[Problem]()
+    for path in plans:
+        try:
+            found.append((str(path), read_plan(path)))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    if as_json:
+        rows = dict(comparison_rows([record for _, record in found]))
+        _json({"plans": [name for name, _ in found], "rows": rows})
+    else:
+        print_comparison(found, _console())
+
+
+def _console() -> Console:
+    # a pipe has no width: wide enough for the table, so that nothing is folded in a file
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=140)
+
+
+def _json(plain: Any) -> None:
+    sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,125 @@
+"""Confirms what the searches found: every topology's best, over repetitions with their own arrivals, profile draws and noise."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import joblib
+
+from engine.allocation import Allocation, Topology
+from planner.candidates import Counts
+from planner.explain import gpus_words
+from planner.replication import Confirmation, confirm
+from planner.scenario import Scenario
+from planner.search import one_more
+from planner.statistics import t_interval
+from planner.topology_search import TopologySearch, retune, search_topology
+
+REPAIRS_MAX: Final = 8
+"""Rounds of enlarging an allocation whose confirmation failed: at 3 % a round a quarter more, then it is said not to hold."""
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the work is spread and told about; no result depends on it."""
+
+    jobs: int = 2
+    backend: str = "loky"
+    progress: Progress = lambda text: None
+
+    def run(self, tasks: Iterable[Any]) -> list[Any]:
+        """Results of joblib's delayed calls, in their order."""
+        if self.jobs == 1:
+            return [function(*arguments, **keywords) for function, arguments, keywords in tasks]
+        with warnings.catch_warnings():
+            # loky replaces a worker whose memory has grown, which large traces do, and tells users about it
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
+            return list(joblib.Parallel(n_jobs=self.jobs, backend=self.backend)(tasks))
+
+
+@dataclass(slots=True)
+class Contender:
+    """A topology's best allocation on its way through the confirmation."""
+
+    search: TopologySearch
+    counts: Counts | None
+    confirmations: tuple[Confirmation, ...] = ()
+    is_confirmed: bool = False
+
+    @property
+    def allocation(self) -> Allocation:
+        if self.search.shape is None or self.counts is None:
+            raise ValueError(f"{self.search.topology} has no allocation; look at counts first")
+        return self.search.shape.allocation(self.counts)
+
+
+def search_all(scenario: Scenario, folder: Path, topologies: Sequence[Topology], pace: Pace) -> list[Contender]:
+    """The best of every topology, not confirmed yet."""
+    found = pace.run(joblib.delayed(search_topology)(scenario, folder, topology) for topology in topologies)
+    return [Contender(one, one.counts) for one in found]
+
+
+def confirm_all(scenario: Scenario, folder: Path, contenders: Sequence[Contender], pace: Pace) -> None:
+    """Repeats every contender; those that fail are sized again on their worst repetition, then grown, until they hold.
+
+    The search has seen one arrival pattern and the fitted profile; the worst repetition says how lucky that was. An
+    allocation counts as confirmed if the whole interval of its attainment is at or over the target.
+    """
+    live = [contender for contender in contenders if contender.counts is not None]
+    _repeat(scenario, folder, live, pace)
+    failed = [contender for contender in live if not contender.is_confirmed]
+    tasks = (
+        joblib.delayed(retune)(
+            scenario, folder, one.search.topology, one.search.shape, one.counts, _worst_repetition(one)
+        )
+        for one in failed
+    )
+    resized = []
+    for contender, counts in zip(failed, pace.run(tasks), strict=True):
+        if counts is not None and sum(counts) > sum(contender.counts or ()) and sum(counts) <= scenario.search.gpus_max:
+            contender.counts = counts
+            resized.append(contender)
+    _repeat(scenario, folder, resized, pace)
+    for _ in range(REPAIRS_MAX):
+        growing = []
+        for contender in live:
+            larger = one_more(contender.counts or (), mean_busy(contender))
+            if not contender.is_confirmed and sum(larger) <= scenario.search.gpus_max:
+                contender.counts = larger
+                growing.append(contender)
+        if not growing:
+            return
+        _repeat(scenario, folder, growing, pace)
+
+
+def _repeat(scenario: Scenario, folder: Path, contenders: Sequence[Contender], pace: Pace) -> None:
+    """Runs every repetition of these contenders and judges them."""
+    if not contenders:
+        return
+    slo, n = scenario.slo, scenario.simulation.replications
+    names = ", ".join(f"{one.search.topology} {gpus_words(one.allocation.n_gpus)}" for one in contenders)
+    pace.progress(f"confirming over {n} repetitions: {names}")
+    asked = tuple((contender.search.topology, contender.allocation) for contender in contenders)
+    found = pace.run(joblib.delayed(confirm)(scenario, folder, index, asked) for index in range(n))
+    for index, contender in enumerate(contenders):
+        contender.confirmations = tuple(one[index] for one in found)
+        attained = t_interval([c.metrics.slo_attainment_ratio for c in contender.confirmations], slo.confidence)
+        contender.is_confirmed = attained.low >= slo.attainment_ratio
+
+
+def _worst_repetition(contender: Contender) -> int:
+    attained = [confirmation.metrics.slo_attainment_ratio for confirmation in contender.confirmations]
+    return attained.index(min(attained))
+
+
+def mean_busy(contender: Contender) -> tuple[float, ...]:
+    runs = [confirmation.metrics for confirmation in contender.confirmations]
+    return tuple(
+        sum(run.busy_ratio.get(pool.name, 0.0) + run.loading_ratio.get(pool.name, 0.0) for run in runs) / len(runs)
+        for pool in contender.allocation.pools
+    )

@@ -1,0 +1,65 @@
+"""The files of a plan in one folder, written atomically; the same plan gives the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calibrate.profile import shipped_profiles
+from engine.allocation import to_json as allocation_json
+from planner import report
+from planner.files import make_folder, write_texts
+from planner.plan_record import to_json
+from planner.plan_run import PlanResult
+from planner.prices import shipped_tables
+from planner.replication import Run
+from planner.scenario import SAMPLE_PREFIX, Scenario, resolve, to_yaml
+from traces.records import REQUEST_RECORD_COLUMNS, WORKER_INTERVAL_COLUMNS
+from traces.writer import write_table
+
+
+def write_plan(result: PlanResult, scenario: Scenario, folder: Path, out: Path) -> list[Path]:
+    """Writes every file of a plan; an infeasible one has no allocation and no logs, and stale ones of an earlier plan go.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    make_folder(out)
+    texts = {
+        "plan.json": to_json(result.record),
+        "report.md": report.markdown(result.record),
+        "report.html": report.html(result.record),
+        "scenario.resolved.yaml": to_yaml(with_absolute_paths(scenario, folder)),
+    }
+    if result.allocation is not None:
+        texts["allocation.json"] = allocation_json(result.allocation)
+    else:
+        for name in ("allocation.json", "requests.parquet", "workers.parquet"):
+            (out / name).unlink(missing_ok=True)
+    logs = write_logs(result.run, out) if result.run is not None else []
+    return [*write_texts(out, texts), *logs]
+
+
+def write_logs(run: Run, out: Path) -> list[Path]:
+    """The request and worker records of a run, in the engine's own schema."""
+    return [
+        write_table(run.result.requests, REQUEST_RECORD_COLUMNS, out / "requests.parquet"),
+        write_table(run.result.workers, WORKER_INTERVAL_COLUMNS, out / "workers.parquet"),
+    ]
+
+
+def with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
+    """The scenario with every file named so that it can be read from any folder."""
+
+    def absolute(reference: str) -> str:
+        return str(resolve(reference, folder).resolve())
+
+    traffic, profile, prices, add_ons = scenario.traffic, scenario.profile, scenario.prices, scenario.add_ons
+    if not traffic.trace.startswith(SAMPLE_PREFIX):
+        traffic = traffic.model_copy(update={"trace": absolute(traffic.trace)})
+    if profile.name not in shipped_profiles():
+        profile = profile.model_copy(update={"name": absolute(profile.name)})
+    if prices.table not in shipped_tables():
+        prices = prices.model_copy(update={"table": absolute(prices.table)})
+    if add_ons.catalogue is not None:
+        add_ons = add_ons.model_copy(update={"catalogue": absolute(add_ons.catalogue)})
+    return scenario.model_copy(update={"traffic": traffic, "profile": profile, "prices": prices, "add_ons": add_ons})

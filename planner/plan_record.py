@@ -1,0 +1,239 @@
+"""The plan: what is recommended, on which evidence, for how much, and the ids that reproduce it. Plain JSON, read back strictly.
+
+Nothing in it depends on the day, the machine or the number of processes: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from engine.allocation import Topology
+from planner.statistics import Interval
+from traces.problems import InputError, Problem, one_problem
+
+SCHEMA_VERSION: Final = 1
+FILE_BYTES_MAX: Final = 64 * 2**20
+Verdict = Literal["meets_slo", "misses_slo", "infeasible"]
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
+"""JSON has no NaN: a figure that does not exist is null."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Estimate(_Record):
+    """A mean over repetitions with its t-interval; the bounds are null where there are none."""
+
+    mean: Number
+    low: Number
+    high: Number
+
+    @classmethod
+    def of(cls, interval: Interval | None) -> Estimate:
+        """From the statistics' interval; all null for None."""
+        if interval is None:
+            return cls(mean=None, low=None, high=None)
+        return cls(mean=interval.mean, low=interval.low, high=interval.high)
+
+
+class PoolRow(_Record):
+    """One pool of an allocation, and how busy it was."""
+
+    name: str
+    role: Literal["base", "controlnet"]
+    n_replicas: int
+    n_gpus: int
+    hosts: tuple[str, ...]
+    """ControlNets it hosts; ``*`` is whatever is asked for."""
+    busy_ratio: Number
+    loading_ratio: Number
+
+
+class TopologyRow(_Record):
+    """The best allocation found for one topology."""
+
+    topology: Topology
+    verdict: Verdict
+    why: str
+    """One sentence: what the verdict rests on."""
+    shape: str
+    pools: tuple[PoolRow, ...]
+    n_gpus: int | None
+    mean_load_gpus: Number
+    """GPUs that the bare work keeps busy on average."""
+    peak_hour_load_gpus: Number
+    """The same in the busiest hour."""
+    cost_usd_per_month: Number
+    cost_usd_per_1000_images: Estimate
+    in_slo_images_per_s: Estimate
+    slo_attainment_ratio: Estimate
+    latency_p50_s: Estimate
+    latency_p95_s: Estimate
+    latency_p99_s: Estimate
+    plain_latency_p50_s: Estimate
+    plain_latency_p99_s: Estimate
+    """Requests without add-ons, which must not pay for those with."""
+    queue_wait_mean_s: Estimate
+    rejected_ratio: Number
+    limited_by: str
+    grades: dict[str, str]
+    """Law to how well it is known: measured, interpolated, extrapolated or assumed."""
+
+
+class AlternativeRow(_Record):
+    """Another allocation whose cost is close, as seen in the search (one run, fitted profile)."""
+
+    topology: Topology
+    pools: dict[str, int]
+    n_gpus: int
+    cost_usd_per_month: float
+    slo_attainment_ratio: float
+    meets_slo_in_search: bool
+
+
+class StepRow(_Record):
+    """One row of the saving waterfall."""
+
+    topology: str
+    what: str
+    n_gpus: int | None
+    cost_usd_per_month: Number
+    saving_usd_per_month: Number
+    note: str
+
+
+class WaterfallRecord(_Record):
+    """Where the saving comes from."""
+
+    steps: tuple[StepRow, ...]
+    baseline: str
+    saving_usd_per_month: float
+    saving_ratio: float
+
+
+class Infeasible(_Record):
+    """Why nothing is recommended."""
+
+    binds: str
+    why: str
+    nearest: str
+    """The nearest feasible plan, in words."""
+    nearest_allocation: dict[str, Any] | None
+    nearest_n_gpus: int | None
+    nearest_cost_usd_per_month: Number
+
+
+class TrafficRecord(_Record):
+    """The traffic before and after scaling and cutting."""
+
+    trace: str
+    source: str
+    scale_factor: float
+    shift_law: str
+    n_requests_before: int
+    n_requests: int
+    duration_s: float
+    mean_per_s_before: float
+    mean_per_s: float
+    interarrival_cv_before: Number
+    interarrival_cv: Number
+    peak_to_mean_before: float
+    peak_to_mean: float
+    notes: tuple[str, ...]
+
+
+class Ids(_Record):
+    """What reproduces the plan."""
+
+    scenario_name: str
+    scenario_sha256: str
+    trace_digest: str
+    profile_name: str
+    profile_id: str
+    profile_gpu_kind: str
+    profile_raw_sha256: str
+    price_table_id: str
+    price_as_of: str
+    price_source: str
+    price_usd_per_gpu_hour: float
+    purchase: str
+    hours_per_month: float
+    seed: int
+    diffplan_version: str
+
+
+class PlanRecord(_Record):
+    """One plan."""
+
+    schema_version: Literal[1] = 1
+    verdict: Literal["recommended", "infeasible"]
+    sentence: str
+    """The answer in plain words."""
+    recommended: Topology | None
+    slo_latency_s: float
+    slo_attainment_ratio: float
+    confidence: float
+    n_replications: int
+    allocation: dict[str, Any] | None
+    topologies: tuple[TopologyRow, ...]
+    runner_up: str
+    """The next best topology and its price gap; empty if there is none."""
+    alternatives: tuple[AlternativeRow, ...]
+    limited_by: str
+    waterfall: WaterfallRecord | None
+    infeasible: Infeasible | None
+    traffic: TrafficRecord
+    ids: Ids
+    notes: tuple[str, ...]
+    """What the numbers leave out or take for granted."""
+
+    def row(self, topology: str) -> TopologyRow:
+        """The row of a topology; raises KeyError if it did not compete."""
+        for row in self.topologies:
+            if row.topology == topology:
+                return row
+        raise KeyError(topology)
+
+
+def to_json(plan: PlanRecord) -> str:
+    """Canonical JSON with a final newline."""
+    return json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_plan(path: Path) -> PlanRecord:
+    """Reads ``plan.json``, or the folder that holds one; raises :class:`InputError` with every problem found."""
+    path = path / "plan.json" if path.is_dir() else path
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise one_problem(str(path), f"is {path.stat().st_size} bytes", f"at most {FILE_BYTES_MAX}")
+        return PlanRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise one_problem(
+            str(path), f"cannot be read: {error}", "a plan.json, or the folder it is in", "Check the path"
+        ) from None
+    except ValidationError as error:
+        problems = []
+        for item in error.errors(include_url=False):
+            field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+            problems.append(Problem(f"{path} {field}".rstrip(), item["msg"], "a plan written by 'diffplan plan'"))
+        raise InputError(problems) from None
+
+
+class InfeasibleError(Exception):
+    """No allocation meets the scenario. Carries the plan that says what binds; the command exits with 3."""
+
+    def __init__(self, plan: PlanRecord) -> None:
+        super().__init__(plan.sentence)
+        self.plan = plan

@@ -1,0 +1,210 @@
+"""One run of one allocation under one scenario: what the search asks for again and again, and what the confirmation repeats."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from calibrate.profile import LatencyProfile, OutOfDomainError, load_profile, shipped_profiles
+from engine.allocation import GIB, Allocation, Topology, read_catalogue
+from planner.candidates import Counts, Shape
+from planner.scenario import Scenario, resolve
+from planner.search import QUEUE, Evaluation
+from planner.service import ServiceTable, Sizes, build_service
+from planner.simulator import ProfileFacts, SimulationResult, simulate
+from planner.statistics import Metrics, summarise
+from planner.traffic import build_traffic, stream_seed
+from planner.workload import Workload
+from traces.problems import one_problem
+
+MIB: Final = 2**20
+WARMUP_SHARE_MAX: Final = 0.2
+"""A short window keeps at least four fifths of its requests, whatever warm-up the scenario asks for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What a scenario names beside its traffic."""
+
+    profile: LatencyProfile
+    sizes: Sizes
+    facts: ProfileFacts
+    gpu_kind: str
+
+
+@functools.lru_cache(maxsize=2)
+def load_inputs(scenario: Scenario, folder: Path) -> Inputs:
+    """Profile, sizes and memory facts (read once a process).
+
+    Raises:
+        InputError: a file cannot be used, or the GPU kind is not the profile's.
+    """
+    name = scenario.profile.name
+    profile = load_profile(name if name in shipped_profiles() else str(resolve(name, folder)))
+    if scenario.gpu.kind is not None and scenario.gpu.kind != profile.gpu_kind:
+        raise one_problem(
+            "scenario gpu.kind", f"got {scenario.gpu.kind!r}", f"{profile.gpu_kind!r}, the kind profile {name!r} was measured on",
+            "Leave gpu.kind out, or name a profile measured on that kind",
+        )  # fmt: skip
+    add_ons = scenario.add_ons
+    catalogue = read_catalogue(resolve(add_ons.catalogue, folder)) if add_ons.catalogue else None
+    sizes = Sizes.from_profile(profile, lora_bytes=round(add_ons.lora_mib * MIB), catalogue=catalogue)
+    if add_ons.controlnet_gib is not None:
+        sizes = replace(sizes, controlnet_bytes=round(add_ons.controlnet_gib * GIB))
+    if add_ons.checkpoint_gib is not None:
+        sizes = replace(sizes, checkpoint_bytes=round(add_ons.checkpoint_gib * GIB))
+    facts = ProfileFacts.from_profile(profile)
+    if scenario.gpu.device_memory_gib is not None:
+        facts = replace(facts, device_memory_gib=scenario.gpu.device_memory_gib)
+    return Inputs(profile, sizes, facts, profile.gpu_kind)
+
+
+def service_table(
+    scenario: Scenario, inputs: Inputs, workload: Workload, topology: Topology, *, draw: int | None, noise_seed: int
+) -> ServiceTable:
+    """Service times of a workload; a request outside the measured box is the user's to decide on, so an InputError."""
+    try:
+        return build_service(
+            workload,
+            topology,
+            inputs.profile,
+            inputs.sizes,
+            link_kind=scenario.policies.link,
+            lora_patch_by_step=scenario.policies.lora_patch_by_step,
+            draw=draw,
+            extrapolate=scenario.profile.extrapolate,
+            noise_seed=noise_seed,
+        )
+    except OutOfDomainError as error:
+        raise one_problem(f"profile {scenario.profile.name}", str(error)) from None
+
+
+def warmup_of(scenario: Scenario, workload: Workload) -> float:
+    """Seconds of arrivals that are simulated and not counted."""
+    span_s = float(workload.arrival_s[-1] - workload.arrival_s[0])
+    return min(scenario.simulation.warmup_s, WARMUP_SHARE_MAX * span_s)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One simulated allocation with what it delivered."""
+
+    metrics: Metrics
+    in_slo_images_per_s: float
+    result: SimulationResult
+
+
+def run_allocation(
+    scenario: Scenario, inputs: Inputs, workload: Workload, allocation: Allocation, service: ServiceTable
+) -> Run:
+    """Simulates; every base pool uses ``service``."""
+    services = {pool.name: service for pool in allocation.pools_of("base")}
+    result = simulate(workload, allocation, services, inputs.sizes, inputs.facts)
+    warmup_s = warmup_of(scenario, workload)
+    metrics = summarise(result, scenario.slo.latency_s, warmup_s=warmup_s)
+    frame = result.requests
+    in_time = (
+        (frame["status"] == "done") & (frame["latency_s"] <= scenario.slo.latency_s) & (frame["arrival_s"] >= warmup_s)
+    )
+    images = float(frame["n_images"].to_numpy(dtype=np.float64)[in_time.to_numpy(dtype=np.bool_)].sum())
+    # the same window as the metrics', widened to the trace's own end: silence there is paid for too
+    return Run(metrics, images / max(metrics.window_s, workload.duration_s - warmup_s), result)
+
+
+def evaluate(
+    scenario: Scenario, inputs: Inputs, workload: Workload, shape: Shape, service: ServiceTable, counts: Counts
+) -> Evaluation:
+    """One point of the search."""
+    allocation = shape.allocation(counts)
+    run = run_allocation(scenario, inputs, workload, allocation, service)
+    busy = tuple(
+        run.metrics.busy_ratio.get(pool.name, 0.0) + run.metrics.loading_ratio.get(pool.name, 0.0)
+        for pool in allocation.pools
+    )
+    lost = lost_seconds(run.result.requests, scenario.slo.latency_s)
+    return Evaluation(
+        counts,
+        run.metrics.slo_attainment_ratio,
+        run.in_slo_images_per_s,
+        busy,
+        run.metrics.is_saturated,
+        max(lost, key=lambda column: (lost[column], column == QUEUE)),
+        _latency_at(run.result.requests, scenario.slo.attainment_ratio, warmup_of(scenario, workload)),
+    )
+
+
+LOSSES: Final = (QUEUE, "switch_s", "controlnet_load_s", "lora_wait_s")
+SHARING: Final = "denoise_s"
+
+
+def lost_seconds(requests: pd.DataFrame, latency_s: float) -> dict[str, float]:
+    """Record column to the seconds that late requests spent in it beyond what an idle, warm system takes."""
+    late = requests[(requests["status"] == "done") & (requests["latency_s"] > latency_s)]
+    lost = {column: float(late[column].to_numpy(dtype=np.float64).sum()) for column in LOSSES}
+    shared_s = late["denoise_s"].to_numpy(dtype=np.float64) - late["denoise_alone_s"].to_numpy(dtype=np.float64)
+    lost[SHARING] = float(np.clip(shared_s, 0.0, None).sum())
+    return lost
+
+
+def _latency_at(requests: pd.DataFrame, share: float, warmup_s: float) -> float:
+    offered = requests[requests["arrival_s"] >= warmup_s]
+    latency_s = offered["latency_s"].to_numpy(dtype=np.float64)
+    is_done = (offered["status"] == "done").to_numpy(dtype=np.bool_)
+    return float(np.quantile(np.where(is_done, latency_s, np.inf), share, method="inverted_cdf"))
+
+
+def profile_draw(scenario: Scenario, inputs: Inputs, repetition: int) -> int | None:
+    """Which joint draw of the profile a repetition uses: every draw once before any comes twice; None if it has none."""
+    n_draws = inputs.profile.n_draws
+    if n_draws == 0:
+        return None
+    order = np.random.default_rng(stream_seed(scenario.simulation.seed, "draws")).permutation(n_draws)
+    return int(order[repetition % n_draws])
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What one repetition says about one allocation."""
+
+    metrics: Metrics
+    in_slo_images_per_s: float
+
+
+def confirm(
+    scenario: Scenario, folder: Path, repetition: int, allocations: tuple[tuple[Topology, Allocation], ...]
+) -> tuple[Confirmation, ...]:
+    """Runs one repetition (its arrivals, its profile draw, its service noise) of every allocation given."""
+    inputs = load_inputs(scenario, folder)
+    workload = build_traffic(scenario, folder, repetition).workload
+    found = []
+    for topology, allocation in allocations:
+        run = repeat_allocation(scenario, inputs, workload, topology, allocation, repetition)
+        found.append(Confirmation(run.metrics, run.in_slo_images_per_s))
+    return tuple(found)
+
+
+def repetition_service(
+    scenario: Scenario, inputs: Inputs, workload: Workload, topology: Topology, repetition: int
+) -> ServiceTable:
+    """Service times of one repetition: its profile draw and its noise."""
+    return service_table(
+        scenario,
+        inputs,
+        workload,
+        topology,
+        draw=profile_draw(scenario, inputs, repetition),
+        noise_seed=stream_seed(scenario.simulation.seed, "noise", repetition),
+    )
+
+
+def repeat_allocation(
+    scenario: Scenario, inputs: Inputs, workload: Workload, topology: Topology, allocation: Allocation, repetition: int
+) -> Run:
+    """The run of one repetition, logs included."""
+    service = repetition_service(scenario, inputs, workload, topology, repetition)
+    return run_allocation(scenario, inputs, workload, allocation, service)

@@ -1,0 +1,113 @@
+"""Tables on the terminal: the answer first, then the evidence, in a hundred columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from planner.explain import usd
+from planner.plan_record import Estimate, PlanRecord
+from planner.report import TOPOLOGY_HEADER, grades_words, topology_cells
+
+
+def print_plan(plan: PlanRecord, files: Sequence[Path], console: Console) -> None:
+    """The answer, the topologies side by side, the waterfall, what limits it, how well it is known, where the files are."""
+    console.print(Text(plan.sentence, style="bold" if plan.recommended else "bold red"))
+    console.print()
+    table = Table(title=_title(plan), title_justify="left", title_style="", pad_edge=False)
+    for name in TOPOLOGY_HEADER:
+        table.add_column(name, justify="left" if name in {"topology", "verdict"} else "right", overflow="fold")
+    for row in plan.topologies:
+        # an interval goes under its mean, so that ten columns fit a terminal
+        cells = [Text(cell.replace(" (", "\n(").replace(" + ", "\n+ ")) for cell in topology_cells(row)]
+        table.add_row(*cells, style="bold" if row.topology == plan.recommended else "")
+    console.print(table)
+    for row in plan.topologies:
+        if row.verdict != "meets_slo":
+            console.print(Text(f"{row.topology}: {row.why}"))
+    if plan.waterfall is not None:
+        console.print()
+        console.print(_waterfall(plan))
+    console.print()
+    if plan.infeasible is not None:
+        console.print(Text(f"Binds: {plan.infeasible.binds} ({plan.infeasible.why})."))
+        console.print(Text(f"Nearest feasible plan: {plan.infeasible.nearest}."))
+    else:
+        console.print(Text(f"Limited by: {plan.limited_by}"))
+        console.print(Text(f"Runner-up: {plan.runner_up or 'none'}."))
+    console.print()
+    console.print(Text("How well the numbers are known:"))
+    for row in plan.topologies:
+        console.print(Text(f"  {row.topology}: {grades_words(row)}"))
+    for note in plan.notes:
+        console.print(Text(f"  {note}"))
+    if files:
+        console.print()
+        console.print(Text(f"Files in {files[0].parent}: {', '.join(path.name for path in files)}"), soft_wrap=True)
+
+
+def print_comparison(plans: Sequence[tuple[str, PlanRecord]], console: Console) -> None:
+    """One column a plan."""
+    table = Table(pad_edge=False)
+    table.add_column("")
+    for name, _ in plans:
+        table.add_column(Text(name), overflow="fold")
+    for label, values in comparison_rows([plan for _, plan in plans]):
+        table.add_row(label, *(Text(value) for value in values))
+    console.print(table)
+
+
+def comparison_rows(plans: Sequence[PlanRecord]) -> list[tuple[str, list[str]]]:
+    """Label and one text a plan."""
+    chosen = [plan.row(plan.recommended) if plan.recommended else None for plan in plans]
+
+    def figures(name: str, words: str, scale: float = 1.0) -> list[str]:
+        texts = []
+        for row in chosen:
+            estimate: Estimate | None = getattr(row, name) if row is not None else None
+            mean = estimate.mean if estimate is not None else None
+            texts.append("–" if mean is None else words.format(scale * mean))
+        return texts
+
+    return [
+        ("scenario", [plan.ids.scenario_name for plan in plans]),
+        ("verdict", [plan.verdict for plan in plans]),
+        ("promise", [f"{plan.slo_attainment_ratio:g} within {plan.slo_latency_s:g} s" for plan in plans]),
+        ("traffic", [f"{plan.traffic.mean_per_s:.3g} requests/s" for plan in plans]),
+        ("topology", [plan.recommended or "–" for plan in plans]),
+        ("GPUs", [str(row.n_gpus) if row else "–" for row in chosen]),
+        ("$/month", [usd(row.cost_usd_per_month) if row else "–" for row in chosen]),
+        ("$/1000 images", figures("cost_usd_per_1000_images", "${:,.2f}")),
+        ("p50", figures("latency_p50_s", "{:.2f} s")),
+        ("p99", figures("latency_p99_s", "{:.2f} s")),
+        ("in time", figures("slo_attainment_ratio", "{:.2f} %", 100)),
+        ("binds", [plan.infeasible.binds if plan.infeasible else "–" for plan in plans]),
+        ("profile", [f"{plan.ids.profile_name} {plan.ids.profile_id}" for plan in plans]),
+        ("price", [f"${plan.ids.price_usd_per_gpu_hour:g} ({plan.ids.price_table_id})" for plan in plans]),
+    ]
+
+
+def _title(plan: PlanRecord) -> str:
+    return (
+        f"{100 * plan.slo_attainment_ratio:g} % of the requests within {plan.slo_latency_s:g} s; means of {plan.n_replications} "
+        f"repetitions with {100 * plan.confidence:g} % intervals"
+    )
+
+
+def _waterfall(plan: PlanRecord) -> Table:
+    table = Table(title="Where the saving comes from", title_justify="left", title_style="", pad_edge=False)
+    for name in ("step", "what", "GPUs", "$/month", "saving/month"):
+        table.add_column(name, justify="left" if name in {"step", "what"} else "right")
+    if plan.waterfall is not None:
+        for step in plan.waterfall.steps:
+            gpus = "–" if step.n_gpus is None else str(step.n_gpus)
+            table.add_row(
+                step.topology, Text(step.what), gpus, usd(step.cost_usd_per_month), usd(step.saving_usd_per_month)
+            )
+        table.add_section()
+        table.add_row("sum", "", "", "", usd(plan.waterfall.saving_usd_per_month))
+    return table
