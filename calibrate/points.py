@@ -240,7 +240,7 @@ def decode_tasks(extent: Extent) -> list[Task]:
         ]
         if n == 1 and extent.tuned_batches:
             found.append(Task("decode", "tuned-2", "vae_decode", pixels, 5))
-        if n == 1 and 2 in extent.compiled_batches:
+        if 2 in extent.compiled_batches:
             found.append(Task("decode", "engine-compiled-2", "vae_decode", pixels, 5))
     found += [Task("decode", station, "text_encode", Features(), 7) for station in ("stock", "engine")]
     return found

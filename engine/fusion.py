@@ -1,7 +1,8 @@
 """Keeps diffusers' blocks in NHWC memory and runs their norms with the fused kernel, for as long as a context lasts.
 
-Residual blocks and the VAE decoder's tail: GroupNorm + SiLU become one kernel. Spatial transformers: diffusers makes their output contiguous in NCHW,
-so that every block after them would convert back and forth; here the output stays the NHWC view that it already is.
+Residual blocks and the VAE decoder's tail: GroupNorm + SiLU become one kernel. Spatial transformers: diffusers makes their
+output contiguous in NCHW, so that every block after them would convert back and forth; here the output stays the NHWC view
+that it already is.
 The modules are shared with whoever else uses them (a stock pipeline measured beside ours), so nothing stays swapped.
 """
 
@@ -32,7 +33,6 @@ class FusedBlocks:
             for part in parts
             if isinstance(part, Transformer2DModel) and part.is_input_continuous and part.use_linear_projection
         ]
-
         self.tails = [
             part
             for part in parts
@@ -70,7 +70,8 @@ def _is_plain_resnet(part: nn.Module) -> bool:
     """Whether its forward is exactly norm, SiLU, convolution, twice."""
     return (
         isinstance(part, ResnetBlock2D)
-        and part.time_embedding_norm == "default"
+        # the VAE's blocks say "group", which without a time embedding is the same forward
+        and (part.time_embedding_norm == "default" or part.time_emb_proj is None)
         and part.upsample is None
         and part.downsample is None
         and not part.skip_time_act

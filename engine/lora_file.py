@@ -132,7 +132,7 @@ def _read_bytes(path: Path, file_bytes_max: int) -> bytearray:
 def _header(path: Path, data: bytearray) -> tuple[dict[str, Any], int]:
     if len(data) < 8:
         raise _refuse(path, f"is truncated: {len(data)} bytes", "a safetensors file")
-    if data[:1] == b"\x80" or data[:2] == b"PK":
+    if data[8:9] != b"{" and (data[:1] == b"\x80" or data[:2] == b"PK"):
         raise _refuse(path, "is a pickle or a zip archive, which can run code", "a safetensors file", "Convert it")
     length = int.from_bytes(data[:8], "little")
     if length > HEADER_BYTES_MAX:
