@@ -22,7 +22,7 @@ class Problem:
     def __str__(self) -> str:
         allowed = f", needs {self.allowed}" if self.allowed else ""
         repair = f" {self.repair.rstrip('.')}." if self.repair else ""
-        return f"{self.where}: {self.what}{allowed}.{repair}"
+        return f"{self.where}: {(self.what + allowed).rstrip('.')}.{repair}"
 
 
 class InputError(Exception):

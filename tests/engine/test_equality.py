@@ -16,7 +16,7 @@ from engine.options import ControlInput, EngineOptions, ImageRequest, PromptEmbe
 
 SIZE_PX = 64
 N_STEPS = 4
-# The bound; fp32 sums in another order differ by some 1e-6 here.
+# What the engine promises; fp32 sums in another order differ by some 1e-6 here.
 LIMIT = 1e-4
 # An add-on that changes no pixel by more than a hundred times the bound would prove nothing.
 VISIBLE = 1e-2
