@@ -25,7 +25,7 @@ import simpy
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from calibrate.profile import load_profile  # noqa: E402
+from calibrate.profile_file import load_profile  # noqa: E402
 from engine.allocation import Allocation  # noqa: E402
 from planner.service import ServiceTable, Sizes, build_service  # noqa: E402
 from planner.simulator import ProfileFacts, simulate  # noqa: E402

@@ -105,7 +105,7 @@ def fit(
     from calibrate.fit import fit_profile
     from calibrate.measurement import merge, read_measurements
     from calibrate.output import write_fit
-    from calibrate.profile import load_profile
+    from calibrate.profile_file import load_profile
 
     if out.suffix != ".json":
         raise one_problem("--out", f"got {str(out)!r}", "a file name that ends in .json")
@@ -121,7 +121,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Show a profile: every law at the forward batch of one image, whether it was measured, and how well it fits."""
-    from calibrate.profile import load_profile
+    from calibrate.profile_file import load_profile
     from calibrate.table import law_rows, print_profile
 
     loaded = load_profile(profile)

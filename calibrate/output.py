@@ -11,7 +11,7 @@ from pathlib import Path
 from calibrate.compose import CheckRow
 from calibrate.fit import Fitted
 from calibrate.measurement import write_measurements
-from calibrate.profile import to_json
+from calibrate.profile_file import to_json
 
 
 def check_csv(rows: tuple[CheckRow, ...]) -> str:

@@ -2,7 +2,7 @@
 
 A law turns features of a piece of work (``forward_batch``, ``megapixels``, ``n_bytes``, ``n_images``) into seconds. Each is
 ``measured`` or ``assumed`` (with its source), valid inside the box it was measured in, and comes with joint bootstrap draws of
-its parameters so that calibration error can be carried through a plan. Torch-free: planner and GPU host both import this.
+its parameters so that calibration error can be carried through a plan. Torch-free: planner and GPU host both import this. Files of it: ``calibrate.profile_file``.
 
 Law names are ``STACK.QUANTITY`` where STACK is ``diffusers`` (stock, eager), ``diffusers_tuned`` (compiled) or ``engine`` (ours);
 see ``LAW_FEATURES`` for all of them and their features.
@@ -11,22 +11,17 @@ see ``LAW_FEATURES`` for all of them and their features.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from traces.problems import InputError, Problem, one_problem
+from traces.problems import one_problem
 
-SCHEMA_VERSION: Final = 1
-FILE_BYTES_MAX: Final = 64 * 2**20
 Floats = npt.NDArray[np.float64]
 Form = Literal["constant", "affine", "floor_affine"]
 Status = Literal["measured", "assumed"]
@@ -162,6 +157,8 @@ class LatencyProfile:
     @property
     def profile_id(self) -> str:
         """First 12 digits of the sha256 of the canonical JSON."""
+        from calibrate.profile_file import to_json  # here, because that module builds these types
+
         return hashlib.sha256(to_json(self).encode()).hexdigest()[:12]
 
     def predictor(self, draw: int | None = None, *, extrapolate: bool = False) -> Predictor:
@@ -261,215 +258,3 @@ def _all_at_points(law: Law, arrays: Mapping[str, Floats]) -> bool:
 
 def _worse(a: Grade, b: Grade) -> Grade:
     return GRADES[max(GRADES.index(a), GRADES.index(b))]
-
-
-def to_json(profile: LatencyProfile) -> str:
-    """Canonical JSON, one law a line: sorted, final newline; the same profile always gives the same bytes."""
-    laws = {
-        name: {
-            "form": law.form,
-            "features": list(law.features),
-            "parameters": {key: float(value) for key, value in sorted(law.parameters.items())},
-            "status": law.status,
-            "source": law.source,
-            "domain": {key: [float(bound) for bound in law.domain[key]] for key in sorted(law.domain)},
-            "points": [[float(value) for value in point] for point in law.points],
-            "n_repetitions": law.n_repetitions,
-            "residual_ratio_quantiles": list(law.residual_ratio_quantiles),
-        }
-        for name, law in sorted(profile.laws.items())
-    }
-    top: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "architecture": profile.architecture,
-        "gpu_kind": profile.gpu_kind,
-        "created": profile.created,
-        "fingerprint": dict(sorted(profile.fingerprint.items())),
-        "raw_sha256": profile.raw_sha256,
-        "notes": list(profile.notes),
-    }
-    nested: dict[str, dict[str, Any]] = {
-        "facts": {
-            k: {"value": float(f.value), "status": f.status, "source": f.source}
-            for k, f in sorted(profile.facts.items())
-        },
-        "laws": laws,
-        "noise_ratio_quantiles": {
-            key: [float(value) for value in values] for key, values in sorted(profile.noise_ratio_quantiles.items())
-        },
-        "draws": {key: list(values) for key, values in sorted(profile.draws.items())},
-    }
-    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in top.items()]
-    for key, table in nested.items():
-        rows = ",\n".join(
-            f"    {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in table.items()
-        )
-        lines.append(f"  {json.dumps(key)}: {{\n{rows}\n  }}" if rows else f"  {json.dumps(key)}: {{}}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def shipped_profiles() -> dict[str, Path]:
-    """Name to file of the measured profiles that travel with the package."""
-    folder = resources.files("calibrate") / "profiles"
-    return {
-        Path(str(item)).stem: Path(str(item))
-        for item in sorted(folder.iterdir() if folder.is_dir() else (), key=str)
-        if str(item).endswith(".json")
-    }
-
-
-def load_profile(name_or_path: str) -> LatencyProfile:
-    """Reads a shipped profile by name, or any profile by path.
-
-    Raises:
-        InputError: no such profile, or the file is not a profile; every problem is named.
-    """
-    path = shipped_profiles().get(name_or_path, Path(name_or_path))
-    where = str(path) if name_or_path not in shipped_profiles() else f"profile {name_or_path}"
-    try:
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise one_problem(where, f"is {path.stat().st_size} bytes", f"at most {FILE_BYTES_MAX}")
-        plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise one_problem(
-            where,
-            f"cannot be read: {error.strerror}",
-            f"a profile file or one of the shipped {sorted(shipped_profiles())}",
-            "Check the name.",
-        ) from None
-    except (UnicodeDecodeError, ValueError) as error:
-        raise one_problem(where, f"is not JSON: {error}", "a profile written by 'diffplan calibrate fit'") from None
-    return profile_from_plain(plain, where)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number JSON knows")
-
-
-def profile_from_plain(plain: object, where: str) -> LatencyProfile:
-    """Builds a profile from decoded JSON; raises :class:`InputError` with every problem found."""
-    problems: list[Problem] = []
-
-    def table(value: object, place: str) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        problems.append(Problem(f"{where} {place}".rstrip(), f"got {type(value).__name__}", "a JSON object"))
-        return {}
-
-    def number(value: object, place: str, low: float = -math.inf) -> float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if is_number and value >= low:  # type: ignore[operator]
-            return float(value)  # type: ignore[arg-type]
-        problems.append(
-            Problem(
-                f"{where} {place}", f"got {value!r}", f"a finite number{f', {low:g} or more' if low > -1e300 else ''}"
-            )
-        )
-        return math.nan
-
-    def numbers(value: object, place: str) -> tuple[float, ...]:
-        if isinstance(value, list):
-            return tuple(number(item, place) for item in value)
-        problems.append(Problem(f"{where} {place}", f"got {type(value).__name__}", "a list of numbers"))
-        return ()
-
-    top = table(plain, "")
-    known = {
-        "schema_version", "architecture", "gpu_kind", "created", "fingerprint", "raw_sha256", "notes", "facts", "laws",
-        "noise_ratio_quantiles", "draws",
-    }  # fmt: skip
-    if top and top.get("schema_version") != SCHEMA_VERSION:
-        problems.append(Problem(f"{where} schema_version", f"got {top.get('schema_version')!r}", str(SCHEMA_VERSION)))
-    problems += [
-        Problem(f"{where} {key}", "is not a known field", f"one of {sorted(known)}") for key in sorted(set(top) - known)
-    ]
-    for key in ("architecture", "gpu_kind"):
-        if not isinstance(top.get(key), str) or not top.get(key):
-            problems.append(Problem(f"{where} {key}", f"got {top.get(key)!r}", "a text that is not empty"))
-    laws = {}
-    for name, item in table(top.get("laws"), "laws").items():
-        place = f"laws.{name}"
-        entry = table(item, place)
-        form, features, status = entry.get("form"), entry.get("features"), entry.get("status")
-        if name not in LAW_FEATURES:
-            problems.append(
-                Problem(f"{where} {place}", "is not a known law", f"one of {sorted(LAW_FEATURES)}", "Rename it.")
-            )
-            continue
-        if form not in FORM_PARAMETERS:
-            problems.append(Problem(f"{where} {place}.form", f"got {form!r}", f"one of {sorted(FORM_PARAMETERS)}"))
-            continue
-        if not isinstance(features, list) or tuple(features) not in {LAW_FEATURES[name], ()}:
-            problems.append(Problem(f"{where} {place}.features", f"got {features!r}", f"{list(LAW_FEATURES[name])}"))
-            continue
-        if status not in get_args(Status):
-            problems.append(Problem(f"{where} {place}.status", f"got {status!r}", "measured or assumed"))
-        if not isinstance(entry.get("source"), str) or not entry.get("source"):
-            problems.append(
-                Problem(f"{where} {place}.source", "is missing", "a text", "Say which measurements, or whose figure.")
-            )
-        given = table(entry.get("parameters"), f"{place}.parameters")
-        if set(given) != set(FORM_PARAMETERS[form]):
-            problems.append(
-                Problem(f"{where} {place}.parameters", f"got {sorted(given)}", f"{list(FORM_PARAMETERS[form])}")
-            )
-            continue
-        domain = {}
-        for feature, box in table(entry.get("domain", {}), f"{place}.domain").items():
-            bounds = numbers(box, f"{place}.domain.{feature}")
-            if feature not in LAW_FEATURES[name] or len(bounds) != 2 or bounds[0] > bounds[1]:
-                problems.append(
-                    Problem(f"{where} {place}.domain.{feature}", f"got {box!r}", "a feature of the law and [low, high]")
-                )
-            else:
-                domain[feature] = (bounds[0], bounds[1])
-        laws[name] = Law(
-            name=name,
-            form=form,
-            features=LAW_FEATURES[name],
-            parameters={key: number(given[key], f"{place}.parameters.{key}") for key in FORM_PARAMETERS[form]},
-            status=status,  # type: ignore[arg-type]
-            source=str(entry.get("source")),
-            domain=domain,
-            points=tuple(numbers(point, f"{place}.points") for point in entry.get("points", [])),
-            n_repetitions=int(entry.get("n_repetitions", 0)),
-            residual_ratio_quantiles=numbers(
-                entry.get("residual_ratio_quantiles", []), f"{place}.residual_ratio_quantiles"
-            ),
-        )
-    facts = {}
-    for name, item in table(top.get("facts"), "facts").items():
-        entry = table(item, f"facts.{name}")
-        if name not in FACTS:
-            problems.append(Problem(f"{where} facts.{name}", "is not a known fact", f"one of {list(FACTS)}"))
-        facts[name] = Fact(
-            number(entry.get("value"), f"facts.{name}.value", 0.0),
-            entry.get("status", "assumed"),
-            str(entry.get("source", "")),
-        )
-    noise = {}
-    for stack, item in table(top.get("noise_ratio_quantiles", {}), "noise_ratio_quantiles").items():
-        noise[stack] = numbers(item, f"noise_ratio_quantiles.{stack}")
-        if len(noise[stack]) not in {0, len(RESIDUAL_LEVELS)} or any(value <= 0 for value in noise[stack]):
-            problems.append(
-                Problem(
-                    f"{where} noise_ratio_quantiles.{stack}", f"got {item!r}", f"{len(RESIDUAL_LEVELS)} positive ratios"
-                )
-            )
-    draws = {key: numbers(item, f"draws.{key}") for key, item in table(top.get("draws", {}), "draws").items()}
-    if len({len(values) for values in draws.values()}) > 1:
-        problems.append(Problem(f"{where} draws", "have different lengths", "joint draws: every list equally long"))
-    if problems:
-        raise InputError(problems)
-    return LatencyProfile(
-        architecture=top["architecture"],
-        gpu_kind=top["gpu_kind"],
-        laws=laws,
-        facts=facts,
-        noise_ratio_quantiles=noise,
-        draws=draws,
-        fingerprint=table(top.get("fingerprint", {}), "fingerprint"),
-        raw_sha256=str(top.get("raw_sha256", "")),
-        created=str(top.get("created", "")),
-        notes=tuple(str(note) for note in top.get("notes", [])),
-    )

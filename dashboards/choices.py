@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import streamlit as st
 
-from calibrate.profile import LatencyProfile, load_profile, shipped_profiles
+from calibrate.profile import LatencyProfile
+from calibrate.profile_file import load_profile, shipped_profiles
 from dashboards import uploads
 from dashboards.plain_text import escaped
 from dashboards.settings import UPLOAD, Settings

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from calibrate.profile import shipped_profiles
+from calibrate.profile_file import shipped_profiles
 from dashboards import plan_process
 from planner import __version__
 from planner.plan_record import PlanRecord, read_plan

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from calibrate.profile import shipped_profiles
+from calibrate.profile_file import shipped_profiles
 from planner.scenario import shipped_scenarios
 from traces.problems import InputError, Problem
 

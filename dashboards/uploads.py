@@ -14,7 +14,8 @@ from typing import Final, Protocol
 
 import streamlit as st
 
-from calibrate.profile import LatencyProfile, load_profile
+from calibrate.profile import LatencyProfile
+from calibrate.profile_file import load_profile
 from planner.prices import shipped_tables
 from planner.scenario import SAMPLE_PREFIX, Scenario
 from planner.strict_yaml import parse_strict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,14 +32,16 @@ class Pace:
     backend: str = "loky"
     progress: Progress = lambda text: None
 
-    def run(self, tasks: Iterable[Any]) -> list[Any]:
-        """Results of joblib's delayed calls, in their order."""
+    def run(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        """Results of joblib's delayed calls, in their order, each as soon as it and all before it are there."""
         if self.jobs == 1:
-            return [function(*arguments, **keywords) for function, arguments, keywords in tasks]
+            for function, arguments, keywords in tasks:
+                yield function(*arguments, **keywords)
+            return
         with warnings.catch_warnings():
             # loky replaces a worker whose memory has grown, which large traces do, and tells users about it
             warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-            return list(joblib.Parallel(n_jobs=self.jobs, backend=self.backend)(tasks))
+            yield from joblib.Parallel(n_jobs=self.jobs, backend=self.backend, return_as="generator")(tasks)
 
 
 @dataclass(slots=True)
@@ -60,8 +62,13 @@ class Contender:
 
 def search_all(scenario: Scenario, folder: Path, topologies: Sequence[Topology], pace: Pace) -> list[Contender]:
     """The best of every topology, not confirmed yet."""
-    found = pace.run(joblib.delayed(search_topology)(scenario, folder, topology) for topology in topologies)
-    return [Contender(one, one.counts) for one in found]
+    contenders = []
+    for found in pace.run(joblib.delayed(search_topology)(scenario, folder, topology) for topology in topologies):
+        contender = Contender(found, found.counts)
+        size = gpus_words(contender.allocation.n_gpus) if found.counts is not None else "cannot keep the promise"
+        pace.progress(f"searched {found.topology}: {size}")
+        contenders.append(contender)
+    return contenders
 
 
 def confirm_all(scenario: Scenario, folder: Path, contenders: Sequence[Contender], pace: Pace) -> None:
@@ -105,7 +112,7 @@ def _repeat(scenario: Scenario, folder: Path, contenders: Sequence[Contender], p
     names = ", ".join(f"{one.search.topology} {gpus_words(one.allocation.n_gpus)}" for one in contenders)
     pace.progress(f"confirming over {n} repetitions: {names}")
     asked = tuple((contender.search.topology, contender.allocation) for contender in contenders)
-    found = pace.run(joblib.delayed(confirm)(scenario, folder, index, asked) for index in range(n))
+    found = list(pace.run(joblib.delayed(confirm)(scenario, folder, index, asked) for index in range(n)))
     for index, contender in enumerate(contenders):
         contender.confirmations = tuple(one[index] for one in found)
         attained = t_interval([c.metrics.slo_attainment_ratio for c in contender.confirmations], slo.confidence)

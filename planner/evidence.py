@@ -102,7 +102,10 @@ def _as_share(interval: Interval) -> Estimate:
 def alternative_rows(
     scenario: Scenario, contenders: Sequence[Contender], chosen: Contender, price: Price
 ) -> tuple[AlternativeRow, ...]:
-    """Allocations of the searches that cost about as much as the recommendation, cheapest first."""
+    """Allocations of the searches that cost about as much as the recommendation, cheapest first.
+
+    Smaller ones than a topology's confirmed allocation are left out: the confirmation refused them.
+    """
     n_best = chosen.allocation.n_gpus
     rows: list[tuple[tuple[int, int, Counts], AlternativeRow]] = []
     for order, contender in enumerate(contenders):
@@ -110,6 +113,7 @@ def alternative_rows(
             is_chosen = contender is chosen and seen.counts == chosen.counts and shape is chosen.search.shape
             if (
                 is_chosen
+                or (contender.counts is not None and seen.n_gpus < sum(contender.counts))
                 or seen.n_gpus > CLOSE_COST_RATIO * n_best
                 or seen.attainment_ratio < scenario.slo.attainment_ratio
             ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibrate.profile import shipped_profiles
+from calibrate.profile_file import shipped_profiles
 from engine.allocation import to_json as allocation_json
 from planner import report
 from planner.files import make_folder, write_texts

@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from calibrate.profile import LatencyProfile, OutOfDomainError, load_profile, shipped_profiles
+from calibrate.profile import LatencyProfile, OutOfDomainError
+from calibrate.profile_file import load_profile, shipped_profiles
 from engine.allocation import GIB, Allocation, Topology, read_catalogue
 from planner.candidates import Counts, Shape
 from planner.scenario import Scenario, resolve

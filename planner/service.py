@@ -4,7 +4,8 @@ Which laws make up a request, by topology (stack ``diffusers``, ``diffusers_tune
 
 - step in process = unet_step + Σ controlnet_step. Stock Diffusers runs a ControlNet at every step, with weight 0 outside its
   window; our engine runs it inside its window only. Stock Diffusers with a LoRA takes unet_lora_step (PEFT does not fuse).
-- step with remote ControlNets = max(encoder, max over workers(Σ controlnet_step there) + residual_transfer) + decoder + remote_join.
+- step with remote ControlNets = max(encoder, max over workers(Σ controlnet_step there) + workers · residual_transfer) + decoder
+  + remote_join: workers that push into one GPU at once share its ingress.
 - LoRAs: fetched into the host tier if missing (lora_fetch.remote), attached and detached one by one, for every request anew:
   a LoRA is not kept attached for the next request, even if that asks for the same. ``decoupled`` starts denoising at once, so
   that a fetch shorter than ``lora_patch_by_step`` steps is hidden; the other topologies wait for it.
@@ -277,7 +278,7 @@ def _predict_steps(workload: Workload, topology: Topology, predictor: Predictor,
         transfer_s = where_controlled(f"engine.residual_transfer.{link_kind}", n_bytes=n_bytes)
     # each ControlNet on a worker of its own: a step is remote while any of them is active, however many
     n_joined = _joined_steps(workload)
-    joined_s = np.maximum(encoder_s, controlnet_s + transfer_s) + decoder_s
+    joined_s = np.maximum(encoder_s, controlnet_s + transfer_s * np.maximum(1, workload.n_controlnets)) + decoder_s
     denoise_s = (workload.n_steps - n_joined) * plain_s + n_joined * joined_s
     return _Steps(plain_s, encoder_s, decoder_s, controlnet_s, transfer_s, has_controlnets, n_forwards, denoise_s)
 

@@ -76,7 +76,7 @@ def comparison_rows(plans: Sequence[PlanRecord]) -> list[tuple[str, list[str]]]:
     return [
         ("scenario", [plan.ids.scenario_name for plan in plans]),
         ("verdict", [plan.verdict for plan in plans]),
-        ("promise", [f"{plan.slo_attainment_ratio:g} within {plan.slo_latency_s:g} s" for plan in plans]),
+        ("promise", [f"{100 * plan.slo_attainment_ratio:g} % within {plan.slo_latency_s:g} s" for plan in plans]),
         ("traffic", [f"{plan.traffic.mean_per_s:.3g} requests/s" for plan in plans]),
         ("topology", [plan.recommended or "–" for plan in plans]),
         ("GPUs", [str(row.n_gpus) if row else "–" for row in chosen]),

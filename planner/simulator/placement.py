@@ -56,7 +56,8 @@ class Placer:
         n_steps = self._n_steps[i]
         forward_s = parts.forward_s[i]
         # before the workers are known: its pace if each ControlNet has a worker of its own
-        pace_per_s = 1.0 / (max(parts.encoder_s[i], forward_s + parts.transfer_s[i]) + parts.decoder_s[i])
+        remote_s = forward_s + len(windows) * parts.transfer_s[i]
+        pace_per_s = 1.0 / (max(parts.encoder_s[i], remote_s) + parts.decoder_s[i])
         chosen: list[ControlNetWorker] = []
         pinned: list[tuple[ControlNetWorker, int]] = []
         loads: dict[ControlNetWorker, float] = {}
@@ -127,7 +128,10 @@ class Placer:
         return worker.loader_free_s, True
 
     def _period_s(self, i: int, parts: StepParts, chosen: Sequence[ControlNetWorker]) -> float:
-        """Mean over the steps of max(encoder, busiest worker + transfer) + decoder; the plain step where none is active."""
+        """Mean over the steps of max(encoder, busiest worker + transfers) + decoder; the plain step where none is active.
+
+        Workers that push their residuals into one GPU at once share its ingress, so each waits for all of them.
+        """
         windows, n_steps = self._windows[i], self._n_steps[i]
         forward_s, transfer_s = parts.forward_s[i], parts.transfer_s[i]
         bounds = sorted({0, n_steps, *(bound for window in windows for bound in window)})
@@ -138,7 +142,7 @@ class Placer:
                 if window[0] <= first and last <= window[1]:
                     count[worker] = count.get(worker, 0) + 1
             if count:
-                remote_s = max(count.values()) * forward_s + transfer_s
+                remote_s = max(count.values()) * forward_s + len(count) * transfer_s
                 step_s = max(parts.encoder_s[i], remote_s) + parts.decoder_s[i]
             else:
                 step_s = parts.plain_s[i]

@@ -13,7 +13,8 @@ from calibrate.fit import fit_profile
 from calibrate.laws import evaluate, fit_form
 from calibrate.measurement import Features, Measurement, Measurements, Session
 from calibrate.output import write_fit
-from calibrate.profile import LAW_FEATURES, load_profile
+from calibrate.profile import LAW_FEATURES
+from calibrate.profile_file import load_profile
 from traces.problems import InputError
 
 NOISE = 0.02

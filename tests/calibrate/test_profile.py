@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from calibrate.profile import OutOfDomainError, load_profile, profile_from_plain, to_json
+from calibrate.profile import OutOfDomainError
+from calibrate.profile_file import load_profile, profile_from_plain, shipped_profiles, to_json
 from traces.problems import InputError
 
 STEP = "engine.unet_step"
+DATA = Path(__file__).resolve().parents[1] / "data"
+PROVISIONAL = json.loads((DATA / "provisional_profile.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -39,10 +47,37 @@ def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("laws", STEP, "form", to="cubic"), f"laws.{STEP}.form: got 'cubic'"),
         (_set("laws", STEP, "features", to=["n_bytes"]), f"laws.{STEP}.features: got"),
         (_set("laws", STEP, "status", to="guessed"), f"laws.{STEP}.status: got 'guessed'"),
-        (_set("laws", STEP, "source", to=""), f"laws.{STEP}.source: is missing"),
-        (_set("laws", STEP, "parameters", to={"value_s": 1.0}), f"laws.{STEP}.parameters: got"),
+        (_set("laws", STEP, "source", to=""), f"laws.{STEP}.source: got ''"),
+        (_set("laws", STEP, to={"form": "constant"}), f"laws.{STEP}.source: is missing"),
+        (
+            _set("laws", STEP, "parameters", to={"value_s": 1.0}),
+            f"laws.{STEP}.parameters.value_s: is not a known param",
+        ),
+        (_set("laws", STEP, "parameters", to={"floor_s": 1.0}), f"laws.{STEP}.parameters.fixed_s: is missing"),
         (_set("laws", STEP, "parameters", "fixed_s", to="fast"), f"laws.{STEP}.parameters.fixed_s: got 'fast'"),
         (_set("laws", STEP, "domain", to={"forward_batch": [8, 2]}), f"laws.{STEP}.domain.forward_batch: got"),
+        (_set("laws", STEP, "form", to=[]), f"laws.{STEP}.form: got []"),
+        (_set("laws", STEP, "features", to=[["forward_batch"]]), f"laws.{STEP}.features: got [['forward_batch']]"),
+        (_set("laws", STEP, "domian", to={}), f"laws.{STEP}.domian: is not a known field"),
+        (_set("laws", STEP, "points", to=[[2, 1], [2]]), f"laws.{STEP}.points: got [2], needs 2 numbers"),
+        (_set("laws", STEP, "points", to=3), f"laws.{STEP}.points: got 3"),
+        (_set("laws", STEP, "n_repetitions", to="many"), f"laws.{STEP}.n_repetitions: got 'many'"),
+        (_set("laws", STEP, "n_repetitions", to=2.5), f"laws.{STEP}.n_repetitions: got 2.5"),
+        (_set("laws", STEP, "residual_ratio_quantiles", to=[1.0]), f"laws.{STEP}.residual_ratio_quantiles: got [1.0]"),
+        (_set("laws", STEP, "parameters", "fixed_s", to=10**400), f"laws.{STEP}.parameters.fixed_s: got 1000"),
+        (_set("laws", STEP, "parameters", "fixed_s", to=math.nan), f"laws.{STEP}.parameters.fixed_s: got nan"),
+        (_set("laws", STEP, "parameters", "fixed_s", to=True), f"laws.{STEP}.parameters.fixed_s: got True"),
+        (_set("facts", "checkpoint_gib", "status", to="hearsay"), "facts.checkpoint_gib.status: got 'hearsay'"),
+        (_set("facts", "checkpoint_gib", "value", to=-1), "facts.checkpoint_gib.value: got -1"),
+        (_set("notes", to="one"), "notes: got 'one'"),
+        (_set("notes", to=[1]), "notes: got 1"),
+        (_set("notes", to=["half a pair: \ud800"]), "notes: got 'half a pair: \\ud800'"),
+        (_set("fingerprint", to=["gpu"]), "fingerprint: got"),
+        (_set("created", to=2026), "created: got 2026"),
+        (_set("raw_sha256", to=None), "raw_sha256: got None"),
+        (_set("noise_ratio_quantiles", "vllm", to=[]), "noise_ratio_quantiles.vllm: is not a known stack"),
+        (_set("noise_ratio_quantiles", "engine", to=[0.0] + [1.0] * 6), "noise_ratio_quantiles.engine: got 0.0"),
+        (_set("draws", f"{STEP}:speed", to=[0.1] * 16), f"draws.{STEP}:speed: is not a known parameter of a law"),
         (_set("facts", "colour", to={"value": 1}), "facts.colour: is not a known fact"),
         (_set("noise_ratio_quantiles", "engine", to=[1.0]), "noise_ratio_quantiles.engine: got"),
         (_set("draws", f"{STEP}:fixed_s", to=[0.1]), "draws: have different lengths"),
@@ -65,7 +100,7 @@ def test_all_problems_of_a_profile_are_reported_together(plain: dict[str, Any]) 
     assert len(caught.value.problems) == 2
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2", "[]", '{"schema_version": NaN}'])
+@pytest.mark.parametrize("text", ["", "[1, 2", "[]", "[" * 100_000, '{"schema_version": NaN}'])
 def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(text, encoding="utf-8")
@@ -76,6 +111,56 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None
 def test_a_name_that_no_profile_has_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(InputError, match="one of the shipped"):
         load_profile("h9000")
+
+
+def test_a_folder_is_refused_as_a_profile(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a file"):
+        load_profile(str(tmp_path))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters()), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_a_profile_with_one_value_replaced_is_either_whole_or_refused(data: st.DataObject) -> None:
+    plain = copy.deepcopy(PROVISIONAL)
+    # From the root a step down is drawn at every level, so that each level is as likely to be hit as the leaves.
+    node: Any = plain
+    while True:
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if not isinstance(node[key], dict | list) or not node[key] or data.draw(st.booleans()):
+            break
+        node = node[key]
+    if isinstance(node, dict) and data.draw(st.booleans()):
+        del node[key]
+        key = data.draw(st.text(st.characters()) | st.just(key))
+    node[key] = data.draw(JSON)
+    try:
+        profile = profile_from_plain(plain, "p")
+    except InputError:
+        return
+    text = to_json(profile)
+    assert to_json(profile_from_plain(json.loads(text), "p")) == text
+    predictor = profile.predictor(extrapolate=True)
+    for law in profile.laws.values():
+        assert predictor.seconds(law.name, **dict.fromkeys(law.features, 1.0)) >= 0
+
+
+def test_the_shipped_h200_profile_is_written_back_to_the_same_bytes() -> None:
+    profile = load_profile("h200")
+    assert to_json(profile).encode() == shipped_profiles()["h200"].read_bytes()
+    # Changes only with the file: plans that were made with this profile name it by this id.
+    assert profile.profile_id == "bab69d9f2853"
+
+
+def test_the_draws_of_the_provisional_profile_are_those_its_script_makes(provisional_profile_path: Path) -> None:
+    script = runpy.run_path(str(DATA / "make_provisional_profile.py"))
+    assert script["regenerated"](provisional_profile_path).encode() == provisional_profile_path.read_bytes()
 
 
 def test_writing_what_was_read_gives_the_same_bytes(plain: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from calibrate.fit import fit_profile
 from calibrate.measurement import Features, Measurements, RowLog, Session, read_measurements
 from calibrate.output import write_fit
 from calibrate.points import PARTS, Task, schedule, setups, tiny_extent
-from calibrate.profile import load_profile
+from calibrate.profile_file import load_profile
 from calibrate.rig import RigSetup, Timed
 from calibrate.run import RunOptions, _measure, _Starter, _State, run_session
 from calibrate.station import InlineStation, StationError
