@@ -16,7 +16,7 @@ TAKEN_OVER: Final[dict[str, tuple[str, str]]] = {
         "UNet and ControlNets under reduce-overhead (diffusers 0.42, torch 2.11)",
     ),
     "diffusers_tuned.text_encode": ("diffusers.text_encode", "the same code as the stock pipeline"),
-    "diffusers_tuned.vae_decode": ("diffusers.vae_decode", "not compiled: as the stock pipeline"),
+    "diffusers_tuned.vae_decode": ("diffusers.vae_decode", "not measured compiled: as the stock pipeline"),
     "diffusers_tuned.checkpoint_load": ("diffusers.checkpoint_load", "the same code as the stock pipeline"),
     "diffusers_tuned.controlnet_load": ("diffusers.controlnet_load", "the same code as the stock pipeline"),
     "diffusers_tuned.worker_start": (

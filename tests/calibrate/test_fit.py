@@ -66,7 +66,8 @@ def synthetic(seed: int, name: str = "one") -> Measurements:
         ("diffusers_tuned", "diffusers_tuned"),
         ("engine", "colocated"),
     ):
-        for n_images in (1, 2):
+        # compiled Diffusers is timed with one image only, as on the GPU
+        for n_images in (1,) if stack == "diffusers_tuned" else (1, 2):
             pixels = Features(n_images=n_images, width_px=1024, height_px=1024)
             add(f"{stack}.vae_decode", modes[stack], pixels, VAE_S * n_images)
         image = Features(2, 1, 1024, 1024, n_steps=50)
@@ -129,6 +130,15 @@ def test_laws_that_nobody_measured_are_assumed_with_a_source_or_named_as_missing
     missing = set(LAW_FEATURES) - set(profile.laws)
     assert "engine.worker_start" in missing
     assert all(any(law in note for note in profile.notes) for law in missing)
+
+
+def test_decoding_timed_with_one_image_is_assumed_by_proportion_for_more(fitted) -> None:  # type: ignore[no-untyped-def]
+    laws = fitted.profile.laws
+    assert laws["diffusers.vae_decode"].status == "measured"
+    law = laws["diffusers_tuned.vae_decode"]
+    assert (law.status, law.domain["n_images"]) == ("assumed", (1.0, 2.0))
+    assert "by proportion" in law.source
+    assert law.seconds(2.0) == pytest.approx(2 * law.seconds(1.0))
 
 
 def test_draws_are_joint_and_move_a_law_with_those_it_was_taken_over_from(fitted) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import runpy
@@ -154,8 +155,11 @@ def test_a_profile_with_one_value_replaced_is_either_whole_or_refused(data: st.D
 def test_the_shipped_h200_profile_is_written_back_to_the_same_bytes() -> None:
     profile = load_profile("h200")
     assert to_json(profile).encode() == shipped_profiles()["h200"].read_bytes()
-    # Changes only with the file: plans that were made with this profile name it by this id.
-    assert profile.profile_id == "bab69d9f2853"
+
+
+def test_the_shipped_h200_profile_names_the_digest_of_the_measurements_beside_it() -> None:
+    raw = shipped_profiles()["h200"].with_name("h200.measurements.parquet")
+    assert load_profile("h200").raw_sha256 == hashlib.sha256(raw.read_bytes()).hexdigest()
 
 
 def test_the_draws_of_the_provisional_profile_are_those_its_script_makes(provisional_profile_path: Path) -> None:
