@@ -13,7 +13,7 @@ from calibrate.profile import FACTS, RESIDUAL_LEVELS, STACKS, Fact
 
 GIB: Final = 2**30
 # A quantile of ratios needs some repetitions; with fewer, the profile says nothing about noise.
-NOISE_ROWS_MIN: Final = 3
+NOISE_ROWS_MIN: Final = 2
 
 
 def profile_facts(sessions: tuple[Session, ...]) -> dict[str, Fact]:
@@ -64,14 +64,19 @@ def profile_facts(sessions: tuple[Session, ...]) -> dict[str, Fact]:
 
 
 def service_noise(cells: Cells) -> dict[str, tuple[float, ...]]:
-    """Repetition / median of its own image and session: what one request differs from the next, machines aside."""
+    """Repetition / median of its own image and session: what one request differs from the next, machines aside.
+
+    Deviations from the median of n repetitions are too small by about sqrt((n - 1) / n); they are widened by its inverse.
+    """
     ratios: dict[str, list[np.ndarray]] = {}
     for cell, by_session in cells.values.items():
         if not cell[0].startswith("e2e."):
             continue
         for values in by_session.values():
             if values.size >= NOISE_ROWS_MIN:
-                ratios.setdefault(STACK_OF[cell[0].removeprefix("e2e.")], []).append(values / np.median(values))
+                deviations = values / np.median(values) - 1.0
+                widened = 1.0 + deviations * np.sqrt(values.size / (values.size - 1))
+                ratios.setdefault(STACK_OF[cell[0].removeprefix("e2e.")], []).append(widened)
     return {
         stack: tuple(float(v) for v in np.quantile(np.concatenate(ratios[stack]), RESIDUAL_LEVELS))
         for stack in STACKS

@@ -169,14 +169,19 @@ def misfit(
 ) -> Misfit | None:
     """Why no number of replicas can do, or None."""
     controlnet_bytes = sizes.of_controlnets(workload.controlnet_names)
+    checkpoint_bytes = sizes.of_checkpoints(workload.checkpoint_names)
     if topology == "decoupled":
         held = max((int(controlnet_bytes[code]) for codes in workload.controlnets for code in codes), default=0)
-        largest_gib = max(held, int(sizes.of_checkpoints(workload.checkpoint_names).max())) / GIB
+        largest_gib = max(held, int(checkpoint_bytes.max())) / GIB
     else:
-        held = max(
-            (sum(int(controlnet_bytes[code]) for code in set(codes)) for codes in workload.controlnets), default=0
+        # of one request: the largest checkpoint and the most ControlNets may belong to different ones
+        needs = set(zip(workload.checkpoint.tolist(), workload.controlnets, strict=True))
+        largest_gib = (
+            max(
+                int(checkpoint_bytes[code]) + sum(int(controlnet_bytes[c]) for c in set(codes)) for code, codes in needs
+            )
+            / GIB
         )
-        largest_gib = (held + int(sizes.of_checkpoints(workload.checkpoint_names).max())) / GIB
     activation_gib = facts.activation_gib_per_sample * float(workload.forward_batch.max())
     needed_gib = largest_gib + activation_gib
     if needed_gib > facts.device_memory_gib:

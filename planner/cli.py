@@ -5,6 +5,7 @@ Exit codes: 0 ok · 1 our fault (prints how to replay) · 2 bad input · 3 infea
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -87,8 +88,15 @@ def root() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows '?' for what it lacks
+            stream.reconfigure(errors="replace")
+    code: Any
     try:
         code = root.main(standalone_mode=False)
+        sys.stdout.flush()  # here, where a pipe without a reader is understood
+    except SystemExit:  # no command ends the process: rich and click do, with 1, when the reader of a pipe has gone
+        code = 0
     except (click.exceptions.Exit, typer.Exit) as stop:
         code = stop.exit_code
     except (click.exceptions.Abort, typer.Abort):

@@ -40,6 +40,7 @@ def plan(
     asked, folder = load_scenario(scenario)
     if seed is not None:
         asked = with_seed(asked, seed)
+    _check_backend(backend)
     make_folder(out)
     result = make_plan(asked, folder, jobs=jobs, backend=backend, progress=_say)
     warning = age_warning(result.price, datetime.datetime.now(datetime.UTC).date())
@@ -107,6 +108,15 @@ def compare(
         _json({"plans": [name for name, _ in found], "rows": rows})
     else:
         print_comparison(found, _console())
+
+
+def _check_backend(name: str) -> None:
+    from joblib.parallel import BACKENDS
+
+    from traces.problems import one_problem
+
+    if name not in BACKENDS:
+        raise one_problem("--backend", f"got {name!r}", f"one of {', '.join(sorted(BACKENDS))}")
 
 
 def _console() -> Console:

@@ -11,13 +11,15 @@ from traces.problems import one_problem
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, made if it is not there; raises :class:`InputError` if that is not possible."""
+    """The folder, made if it is not there; raises :class:`InputError` if it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise one_problem(
             f"--out {path}", f"cannot be made: {error.strerror}", "a folder that may be written"
         ) from None
+    if not os.access(path, os.W_OK | os.X_OK):  # said before minutes of planning, not after
+        raise one_problem(f"--out {path}", "cannot be written", "a folder that may be written")
     return path
 
 

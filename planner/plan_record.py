@@ -218,7 +218,7 @@ def read_plan(path: Path) -> PlanRecord:
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
             raise one_problem(str(path), f"is {path.stat().st_size} bytes", f"at most {FILE_BYTES_MAX}")
-        return PlanRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        plan = PlanRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise one_problem(
             str(path), f"cannot be read: {error}", "a plan.json, or the folder it is in", "Check the path"
@@ -229,6 +229,14 @@ def read_plan(path: Path) -> PlanRecord:
             field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
             problems.append(Problem(f"{path} {field}".rstrip(), item["msg"], "a plan written by 'diffplan plan'"))
         raise InputError(problems) from None
+    competed = [row.topology for row in plan.topologies]
+    if plan.recommended is not None and plan.recommended not in competed:
+        raise one_problem(
+            f"{path} recommended",
+            f"got {plan.recommended!r}, which has no row in 'topologies'",
+            "a plan written by 'diffplan plan'",
+        )
+    return plan
 
 
 class InfeasibleError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from engine.allocation import Allocation
 from planner import __version__
@@ -18,6 +19,8 @@ from planner.replication import Inputs, Run, load_inputs, repeat_allocation
 from planner.scenario import Scenario, resolve, scenario_sha256
 from planner.traffic import Traffic, build_traffic, source_trace, variation_of
 from planner.waterfall import build_waterfall
+
+SAME_COST_RATIO: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,13 +132,13 @@ def scenario_price(scenario: Scenario, folder: Path, inputs: Inputs) -> Price:
 
 
 def _cheapest(rows: Iterable[TopologyRow]) -> TopologyRow | None:
-    """Least cost per in-SLO image. Equal cost (within a millionth): the fewest pools, then p99 latency within 5 % of the
-    least, then the scenario's order of topologies, plain ones first by default."""
+    """Least cost per in-SLO image. Equal cost (within half a per cent, as fleets of equal size differ by luck): the fewest
+    pools, then p99 latency within 5 % of the least, then the scenario's order of topologies, plain ones first by default."""
     good = [row for row in rows if row.verdict == "meets_slo" and row.cost_usd_per_1000_images.mean is not None]
     if not good:
         return None
     least = min(row.cost_usd_per_1000_images.mean or 0.0 for row in good)
-    close = [row for row in good if (row.cost_usd_per_1000_images.mean or 0.0) <= least * (1 + 1e-6)]
+    close = [row for row in good if (row.cost_usd_per_1000_images.mean or 0.0) <= least * (1 + SAME_COST_RATIO)]
     n_pools = min(len(row.pools) for row in close)
     close = [row for row in close if len(row.pools) == n_pools]
     fastest_s = min(row.latency_p99_s.mean or 0.0 for row in close)

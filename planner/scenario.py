@@ -158,7 +158,7 @@ class SearchLimits(_Table):
 
     gpus_max: Annotated[int, Field(ge=1, le=100_000, description="Most GPUs a plan may use.")] = 1024
     headroom_ratio: Annotated[
-        float, Field(ge=0, le=10, description="Spare base replicas beyond the smallest that meets the promise.")
+        float, Field(ge=0, le=10, description="Spare replicas of every pool beyond the smallest found in the search.")
     ] = 0.0
     requests_max: Annotated[
         int,

@@ -6,7 +6,7 @@ Which laws make up a request, by topology (stack ``diffusers``, ``diffusers_tune
   window; our engine runs it inside its window only. Stock Diffusers with a LoRA takes unet_lora_step (PEFT does not fuse).
 - step with remote ControlNets = max(encoder, max over workers(Σ controlnet_step there) + workers · residual_transfer) + decoder
   + remote_join: workers that push into one GPU at once share its ingress.
-- LoRAs: fetched into the host tier if missing (lora_fetch.remote), attached and detached one by one, for every request anew:
+- LoRAs: fetched into the host tier if missing (lora_fetch.remote; our engine adds lora_fetch.local: check and pin), attached and detached one by one, for every request anew:
   a LoRA is not kept attached for the next request, even if that asks for the same. ``decoupled`` starts denoising at once, so
   that a fetch shorter than ``lora_patch_by_step`` steps is hidden; the other topologies wait for it.
 - text_encode before, vae_decode + request_overhead after.
@@ -221,7 +221,7 @@ def build_service(
         checkpoint_fetch_s=_by_bytes(predictor, "model_fetch.remote", checkpoint_bytes),
         controlnet_load_s=_by_bytes(predictor, f"{stack}.controlnet_load", controlnet_bytes),
         controlnet_fetch_s=_by_bytes(predictor, "model_fetch.remote", controlnet_bytes),
-        lora_fetch_s=_by_bytes(predictor, "lora_fetch.remote", lora_bytes),
+        lora_fetch_s=_lora_fetch_s(predictor, topology, lora_bytes),
         grades=dict(sorted(predictor.used.items())),
         _controlnet_work_s=np.where(steps.is_remote, steps.controlnet_s * steps.n_forwards, 0.0) * noise_ratio,
     )
@@ -308,6 +308,14 @@ def _by_shape(predictor: Predictor, law: str, **features: Ints | Floats) -> Floa
     distinct, rows, inverse = np.unique(code, return_index=True, return_inverse=True)
     chosen = {name: np.asarray(values[rows], dtype=np.float64) for name, values in features.items()}
     return np.broadcast_to(predictor.seconds(law, **chosen), distinct.shape)[inverse]
+
+
+def _lora_fetch_s(predictor: Predictor, topology: Topology, lora_bytes: Ints) -> Floats:
+    """From the remote store into the host tier. Our engine also checks and pins the file then; stock reads it at each attach."""
+    fetch_s = _by_bytes(predictor, "lora_fetch.remote", lora_bytes)
+    if STACK_OF[topology] == "engine":
+        fetch_s = fetch_s + _by_bytes(predictor, "lora_fetch.local", lora_bytes)
+    return fetch_s
 
 
 def _by_bytes(predictor: Predictor, law: str, n_bytes: Ints) -> Floats:

@@ -52,7 +52,8 @@ class _Plain:
             items = []
             for index, item in enumerate(node):
                 here = (*place, index)
-                self.lines[here] = node.lc.data[index][0] + 1
+                spots = node.lc.data or {}  # none for a list that carries a tag
+                self.lines[here] = spots[index][0] + 1 if index in spots else self.lines.get(place, 1)
                 items.append(self.value(item, here))
             return tuple(items)
         for kind in (bool, int, float, str):  # ruamel's scalars are subclasses that remember their style
@@ -107,6 +108,8 @@ def parse_strict(text: str, model: type[Model], name: str) -> Model:
         raise one_problem(
             f"{name}:{line}", f"is not YAML: {error.problem}", "one YAML document", "Repair the line."
         ) from None
+    except RecursionError:
+        raise one_problem(name, "is nested too deep", f"at most {DEPTH_MAX} levels") from None
     except (YAMLError, ValueError) as error:
         raise one_problem(name, f"is not YAML: {error}", "one YAML document", "Repair the file.") from None
     if not isinstance(tree, CommentedMap):

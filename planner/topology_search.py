@@ -46,8 +46,6 @@ class TopologySearch:
     """None: nothing within ``gpus_max`` meets the SLO."""
     looked_at: tuple[tuple[Shape, Evaluation], ...]
     """Allocations simulated on all of the traffic."""
-    fewest_gpus: int
-    """No allocation of this topology with fewer GPUs can meet the SLO."""
     mean_load_gpus: float
     peak_hour_load_gpus: float
     """The same of the busiest full hour; of the whole window if that is shorter."""
@@ -67,11 +65,9 @@ def search_topology(scenario: Scenario, folder: Path, topology: Topology) -> Top
     slo = scenario.slo
     problem = misfit(topology, workload, service, inputs.sizes, inputs.facts, scenario)
     if problem is not None:
-        return TopologySearch(topology, problem, None, None, (), 0, load, peak, dict(service.grades))
+        return TopologySearch(topology, problem, None, None, (), load, peak, dict(service.grades))
     low = fewest_base_replicas(workload, service, slo.latency_s, slo.attainment_ratio)
     shapes = shapes_of(scenario, topology, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind)
-    fewest = low + min(max(1, math.floor(sum(shape.controlnet_loads) * slo.attainment_ratio)) if shape.controlnet_pools else 0
-                       for shape in shapes)  # fmt: skip
     task = _Task(scenario, inputs, workload, service, low)
     rough = min((_coarse(task, shape) for shape in shapes if shape.controlnet_pools), key=_size, default=None)
     if rough is None or rough.best is None:
@@ -82,9 +78,9 @@ def search_topology(scenario: Scenario, folder: Path, topology: Topology) -> Top
     looked_at = tuple((found.shape, evaluation) for evaluation in found.looked_at)
     grades = dict(service.grades)
     if found.best is None:
-        return TopologySearch(topology, None, None, None, looked_at, fewest, load, peak, grades)
+        return TopologySearch(topology, None, None, None, looked_at, load, peak, grades)
     counts = _with_headroom(found.best.counts, scenario)
-    return TopologySearch(topology, None, found.shape, counts, looked_at, fewest, load, peak, grades)
+    return TopologySearch(topology, None, found.shape, counts, looked_at, load, peak, grades)
 
 
 def retune(

@@ -6,7 +6,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -108,4 +108,5 @@ def written_beside(path: Path) -> Iterator[Path]:
             repair="Check that the folder exists and is yours",
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk nothing is left to remove, and what is wrong is said above
+            beside.unlink(missing_ok=True)

@@ -21,7 +21,9 @@ class Problem:
 
     def __str__(self) -> str:
         allowed = f", needs {self.allowed}" if self.allowed else ""
-        repair = f" {self.repair.rstrip('.')}." if self.repair else ""
+        repair = f" {self.repair}" if self.repair else ""
+        if repair and repair[-1] not in ".?!":
+            repair += "."
         return f"{self.where}: {(self.what + allowed).rstrip('.')}.{repair}"
 
 

@@ -131,6 +131,7 @@ def test_a_malformed_input_ends_with_two_and_names_its_place(
         (["simulate", "sample:provider", "--out", "out", "--topology", "magic", "--replicas", "1"], "--topology"),
         (["simulate", "sample:provider", "--out", "out", "--topology", "colocated"], "--replicas"),
         (["simulate", "sample:provider", "--out", "out", "--allocation", "nowhere.json"], "nowhere.json"),
+        (["plan", "sample:small", "--out", "out", "--backend", "magic"], "--backend"),
         (["compare", "nowhere", "nor-here"], "nor-here"),
         (["nonsense"], "nonsense"),
     ],
@@ -151,3 +152,24 @@ def test_a_file_in_place_of_the_output_folder_is_refused(diffplan: Callable, que
     done = diffplan("plan", question, "--out", tmp_path / "taken", "--jobs", 1)
     assert done.code == 2
     assert "taken" in done.err
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_planning(
+    diffplan: Callable, question: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # root may write everywhere, so the answer of the system is given here, not a folder's mode
+    monkeypatch.setattr("planner.files.os.access", lambda path, mode: False)
+    done = diffplan("plan", question, "--out", tmp_path / "out", "--jobs", 1)
+    assert done.code == 2
+    assert "cannot be written" in done.err
+    assert "searched" not in done.err
+
+
+def test_a_recommendation_without_its_row_is_refused(diffplan: Callable, question: Path, tmp_path: Path) -> None:
+    diffplan("plan", question, "--out", tmp_path / "out", "--jobs", 1)
+    path = tmp_path / "out" / "plan.json"
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**plain, "topologies": []}), encoding="utf-8")
+    done = diffplan("compare", path)
+    assert done.code == 2
+    assert "plan.json recommended" in done.err

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,3 +91,25 @@ def test_a_stale_price_is_warned_of_and_changes_no_file(diffplan: Callable, ques
     assert "days old" in done.err
     assert "days old" not in (tmp_path / "out" / "plan.json").read_text()
     assert read_plan(tmp_path / "out").ids.price_usd_per_gpu_hour == 4.0
+
+
+def _as_process(*arguments: str, stdout: int, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "planner", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment, timeout=120, check=False
+    )
+
+
+def test_a_reader_that_goes_away_is_no_fault() -> None:
+    for arguments in (["calibrate", "show", "h200"], ["trace", "describe", "sample:katz_a_hour", "--json"], ["--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = _as_process(*arguments, stdout=writer)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_terminal_without_unicode_still_gets_the_answer() -> None:
+    done = _as_process("calibrate", "show", "h200", stdout=subprocess.PIPE, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"engine.unet_step" in done.stdout

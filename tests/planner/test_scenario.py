@@ -40,6 +40,8 @@ CASES = {
     "a list": ("- name\n", "bad.yaml:1", "got seq"),
     "empty": ("", "bad.yaml:1", "got nothing"),
     "a tag": (GOOD.replace("name: x", "name: !!python/object:os.system x"), "bad.yaml:1 name", "needs a text"),
+    "a list with a tag": (GOOD.replace("name: x", "name: !!python/tuple [x]"), "bad.yaml:1 name", "got a list"),
+    "nested without end": ("a: " + "[" * 3000 + "]" * 3000, "bad.yaml", "nested too deep"),
     "an alias bomb": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n", "bad.yaml", "too many",

@@ -83,6 +83,8 @@ def test_lists_come_separated_or_as_json(csv) -> None:
         ("TIME\n2026-03-01\n2026-03-01T00:00Z\n", {"arrival_s": "TIME"}, {}, "with and without a time zone"),
         ("TIME\n5\nx\n", {"arrival_s": "TIME"}, {"time_format": "seconds"}, "row 2 column arrival_s: got 'x'"),
         ("TIME\n5\n-1\n", {"arrival_s": "TIME"}, {}, "row 2 column arrival_s: got '-1'"),
+        ("TIME\n5\nnan\n6\n", {"arrival_s": "TIME"}, {}, "row 2 column arrival_s: got 'nan', needs a finite number"),
+        ("TIME;steps\n0;30\n", {}, {}, "Separate its columns by commas, not by ';'"),
         ("TIME,l\n5,\n,x\n", {"arrival_s": "TIME"}, {"time_format": "epoch_s"}, "row 2 column arrival_s: is empty"),
         ("TIME\n5\n", {"arrival_s": "TIME"}, {"timezone": "Mars/Olympus"}, "time zone: got 'Mars/Olympus'"),
         ("TIME\n5\n", {"arrival_s": "TIME"}, {"time_format": "days"}, "time format: got 'days'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 from pathlib import Path
 
@@ -196,6 +197,18 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, make_trace) -> Non
     with pytest.raises(InputError, match="cannot be written"):
         write_trace(make_trace(arrival_s=[0]), tmp_path / "no" / "t.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_only_disk_is_refused_like_any_other_folder(
+    tmp_path: Path, make_trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("traces.writer.pq.write_table", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)  # such a disk refuses this too, even for a file that is not there
+    with pytest.raises(InputError, match="cannot be written: Read-only file system"):
+        write_trace(make_trace(arrival_s=[0]), tmp_path / "t.parquet")
 
 
 def test_a_log_reads_back_with_defaults_and_extra_columns(tmp_path: Path) -> None:

@@ -136,8 +136,11 @@ def _check_mapping(raw: pd.DataFrame, mapping: Mapping[str, str], where: str) ->
             what = f"has a column {ours} of its own beside {theirs!r}, which is mapped to it"
             problems.append(Problem(where, what, "one source for each column", "Rename one of them"))
     if "arrival_s" not in mapping and "arrival_s" not in raw.columns:
-        allowed = "a source for arrival_s"
-        problems.append(Problem("--map", "no column holds the arrivals", allowed, "Add --map arrival_s=COLUMN"))
+        names = [str(name) for name in raw.columns]
+        other = next((mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]), "")
+        what = f"no column holds the arrivals (it has: {', '.join(names)})"
+        repair = f"Separate its columns by commas, not by {other!r}" if other else "Add --map arrival_s=COLUMN"
+        problems.append(Problem("--map", what, "a source for arrival_s", repair))
     if problems:
         raise InputError(problems)
 
@@ -147,7 +150,8 @@ def _seconds(cells: pd.Series[Any], options: ColumnOptions, zone: tzinfo, where:
     numbers: pd.Series[float] = pd.to_numeric(cells, errors="coerce").astype(np.float64)
     form = options.time_format
     if form == "auto":
-        form = "seconds" if bool((numbers.notna() | cells.isna()).all()) else "iso"
+        # by the majority, so that one bad cell is named as the bad one, not all the good ones
+        form = "seconds" if 2 * int(numbers.notna().sum()) >= int(cells.notna().sum()) else "iso"
     if form == "iso":
         instants = _instants(cells, zone, where)
         return _from_earliest(

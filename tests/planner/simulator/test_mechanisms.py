@@ -95,14 +95,15 @@ def test_a_lora_is_fetched_into_host_memory_and_evicted_by_bytes() -> None:
     ).requests
     patch_s = S["lora_attach"] + S["lora_detach"]
     assert frame["n_lora_misses"].tolist() == [1, 1, 0, 0, 1, 1]
-    assert frame["lora_wait_s"].tolist() == [patch_s + S["lora_fetch"] * miss for miss in (1, 1, 0, 0, 1, 1)]
+    # our engine fetches a file and then checks and pins it: lora_fetch.remote and lora_fetch.local, both S["lora_fetch"] here
+    assert frame["lora_wait_s"].tolist() == [patch_s + 2 * S["lora_fetch"] * miss for miss in (1, 1, 0, 0, 1, 1)]
 
 
 def test_decoupled_hides_a_fetch_behind_the_steps_before_the_patch() -> None:
     pools = [base_pool(1, "decoupled"), controlnet_pool(1)]
     frame = simulated([0.0], pools, lora_ids=("x",), n_steps=40).requests
     hidden_s = 10 * S["unet_step"]  # the patch lands before step 10
-    exposed_s = S["lora_fetch"] - hidden_s
+    exposed_s = 2 * S["lora_fetch"] - hidden_s  # from the remote store, then checked and pinned
     assert frame["lora_wait_s"].tolist() == [pytest.approx(exposed_s + S["lora_attach"] + S["lora_detach"])]
 
 

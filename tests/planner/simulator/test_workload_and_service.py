@@ -130,3 +130,12 @@ def test_the_catalogue_overrides_default_sizes() -> None:
     sizes = Sizes(1, 2, 3, Catalogue({"big": CatalogueEntry("big", "lora", bytes=7)}))
     assert sizes.of_loras(["big", "other"]).tolist() == [7, 1]
     assert Sizes.from_profile(constant_profile(), lora_bytes=5) == Sizes(5, 2 * 2**30, 6 * 2**30)
+
+
+def test_a_lora_miss_costs_our_engine_the_pinning_that_stock_pays_at_each_attach() -> None:
+    stock, ours = (
+        build_service(workload_of([0.0], **ADD_ONS), topology, constant_profile(), SIZES)
+        for topology in ("diffusers_tuned", "colocated")
+    )
+    assert stock.lora_fetch_s.tolist() == [S["lora_fetch"]]
+    assert ours.lora_fetch_s.tolist() == [2 * S["lora_fetch"]]
