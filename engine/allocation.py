@@ -234,6 +234,8 @@ def _read_json(path: Path) -> object:
         raise one_problem(
             str(path), f"cannot be read: {error}", "a readable UTF-8 JSON file", "Check the path."
         ) from None
+    except RecursionError:
+        raise one_problem(str(path), "is nested too deeply", "an allocation or catalogue", "Repair the file.") from None
     except ValueError as error:
         raise one_problem(str(path), f"is not JSON: {error}", "JSON", "Repair the file.") from None
 

@@ -92,11 +92,14 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows '?' for what it lacks
             stream.reconfigure(errors="replace")
     code: Any
+    stdout = sys.stdout
     try:
         code = root.main(standalone_mode=False)
         sys.stdout.flush()  # here, where a pipe without a reader is understood
-    except SystemExit:  # no command ends the process: rich and click do, with 1, when the reader of a pipe has gone
-        code = 0
+    except SystemExit as stop:
+        # When the reader of a pipe has gone, rich and click end the process with 1; click puts a wrapper in stdout's place.
+        is_reader_gone = sys.stdout is not stdout or isinstance(stop.__context__, BrokenPipeError)
+        code = 0 if is_reader_gone else stop.code
     except (click.exceptions.Exit, typer.Exit) as stop:
         code = stop.exit_code
     except (click.exceptions.Abort, typer.Abort):

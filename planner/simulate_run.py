@@ -93,8 +93,18 @@ def chosen_allocation(
 
 
 def simulate_once(scenario: Scenario, folder: Path, allocation: Allocation) -> Simulation:
-    """Runs the scenario's traffic as stated, with the fitted profile."""
+    """Runs the scenario's traffic as stated, with the fitted profile.
+
+    Raises:
+        InputError: the allocation is for another GPU kind than the profile, or an input cannot be used.
+    """
     inputs = load_inputs(scenario, folder)
+    others = sorted({pool.gpu_kind for pool in allocation.pools} - {inputs.gpu_kind})
+    if others:
+        raise one_problem(
+            "allocation gpu_kind", f"got {', '.join(others)}", f"{inputs.gpu_kind}, the kind of profile {scenario.profile.name!r}",
+            "Take an allocation for that kind, or a profile measured on the other",
+        )  # fmt: skip
     price = scenario_price(scenario, folder, inputs)
     workload = build_traffic(scenario, folder).workload
     topology = allocation.pools_of("base")[0].topology

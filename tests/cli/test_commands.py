@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from planner.plan_record import read_plan
 
 
@@ -65,6 +67,24 @@ def test_simulate_needs_an_allocation_or_a_topology(diffplan: Callable, question
     done = diffplan("simulate", question, "--out", tmp_path / "sim")
     assert done.code == 2
     assert "--allocation, --topology: got neither" in done.err
+
+
+def test_an_allocation_of_another_gpu_kind_is_refused(diffplan: Callable, question: Path, tmp_path: Path) -> None:
+    allocation = tmp_path / "allocation.json"
+    pool = {"name": "base", "role": "base", "n_replicas": 2, "gpu_kind": "abacus", "topology": "colocated"}
+    allocation.write_text(json.dumps({"schema_version": 1, "pools": [pool]}))
+    done = diffplan("simulate", question, "--allocation", allocation, "--out", tmp_path / "sim")
+    assert done.code == 2
+    assert "got abacus, needs nvidia-h200" in done.err
+    allocation.write_text("[" * 100_000)
+    done = diffplan("simulate", question, "--allocation", allocation, "--out", tmp_path / "sim")
+    assert done.code == 2
+    assert "nested too deeply" in done.err
+
+
+def test_a_command_keeps_its_own_exit_code(monkeypatch: pytest.MonkeyPatch, diffplan: Callable) -> None:
+    monkeypatch.setattr("planner.cli.root.main", lambda **_: sys.exit(7))
+    assert diffplan("plan").code == 7
 
 
 def test_compare_puts_plans_side_by_side(diffplan: Callable, question: Path, tmp_path: Path) -> None:
