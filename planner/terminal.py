@@ -1,9 +1,10 @@
-"""Tables on the terminal: the answer first, then the evidence, in a hundred columns."""
+"""Tables on the terminal: the answer first, then the evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -13,19 +14,15 @@ from planner.explain import usd
 from planner.plan_record import Estimate, PlanRecord
 from planner.report import TOPOLOGY_HEADER, grades_words, topology_cells
 
+WIDE_COLUMNS: Final = 132
+"""What ten columns with intervals need."""
+
 
 def print_plan(plan: PlanRecord, files: Sequence[Path], console: Console) -> None:
     """The answer, the topologies side by side, the waterfall, what limits it, how well it is known, where the files are."""
     console.print(Text(plan.sentence, style="bold" if plan.recommended else "bold red"))
     console.print()
-    table = Table(title=_title(plan), title_justify="left", title_style="", pad_edge=False)
-    for name in TOPOLOGY_HEADER:
-        table.add_column(name, justify="left" if name in {"topology", "verdict"} else "right", overflow="fold")
-    for row in plan.topologies:
-        # an interval goes under its mean, so that ten columns fit a terminal
-        cells = [Text(cell.replace(" (", "\n(").replace(" + ", "\n+ ")) for cell in topology_cells(row)]
-        table.add_row(*cells, style="bold" if row.topology == plan.recommended else "")
-    console.print(table)
+    console.print(_side_by_side(plan, console.width))
     for row in plan.topologies:
         if row.verdict != "meets_slo":
             console.print(Text(f"{row.topology}: {row.why}"))
@@ -48,6 +45,29 @@ def print_plan(plan: PlanRecord, files: Sequence[Path], console: Console) -> Non
     if files:
         console.print()
         console.print(Text(f"Files in {files[0].parent}: {', '.join(path.name for path in files)}"), soft_wrap=True)
+
+
+def _side_by_side(plan: PlanRecord, width: int) -> Table:
+    """A line a topology; a column a topology where the terminal is too narrow for ten columns."""
+    table = Table(title=_title(plan), title_justify="left", title_style="", pad_edge=False)
+    # an interval goes under its mean, so that the columns fit
+    rows = [
+        [Text(cell.replace(" (", "\n(").replace(" + ", "\n+ ")) for cell in topology_cells(row)]
+        for row in plan.topologies
+    ]
+    styles = ["bold" if row.topology == plan.recommended else "" for row in plan.topologies]
+    if width >= WIDE_COLUMNS:
+        for name in TOPOLOGY_HEADER:
+            table.add_column(name, justify="left" if name in {"topology", "verdict"} else "right", overflow="fold")
+        for row, style in zip(rows, styles, strict=True):
+            table.add_row(*row, style=style)
+        return table
+    table.add_column("")
+    for row, style in zip(rows, styles, strict=True):
+        table.add_column(row[0], justify="right", overflow="fold", style=style)
+    for place, name in enumerate(TOPOLOGY_HEADER[1:], start=1):
+        table.add_row(name, *(row[place] for row in rows))
+    return table
 
 
 def print_comparison(plans: Sequence[tuple[str, PlanRecord]], console: Console) -> None:

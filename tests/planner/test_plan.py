@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from engine.allocation import read_allocation
 from planner import report
@@ -18,6 +20,7 @@ from planner.plan_files import write_plan
 from planner.plan_record import PlanRecord, read_plan, to_json
 from planner.plan_run import make_plan
 from planner.scenario import load_scenario
+from planner.terminal import print_plan
 from traces.problems import InputError
 from traces.reader import read_table
 from traces.records import REQUEST_RECORD_COLUMNS, WORKER_INTERVAL_COLUMNS
@@ -206,3 +209,14 @@ def test_replicas_start_with_the_most_used_models_that_fit(tiny_plan) -> None:
     requests = read_table(tiny_plan.out / "requests.parquet", REQUEST_RECORD_COLUMNS)
     assert requests["is_switch"].sum() == 0
     assert requests["n_controlnet_misses"].sum() == 0
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_every_figure_survives_a_narrow_terminal(tiny_plan: TinyPlan, width: int) -> None:
+    stream = io.StringIO()
+    print_plan(tiny_plan.result.record, [], Console(file=stream, width=width))
+    text = " ".join(stream.getvalue().split())
+    for row in tiny_plan.result.record.topologies:
+        assert row.topology in text
+        if row.latency_p50_s.mean is not None:
+            assert f"{row.latency_p50_s.mean:.2f} s" in text
