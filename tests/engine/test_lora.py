@@ -274,6 +274,23 @@ def test_spoilt_files_are_refused(
         read_lora(path, lora_targets(models.unet))
 
 
+@pytest.mark.parametrize("first_byte", [0x80, ord("P")])
+def test_a_header_length_that_looks_like_the_start_of_a_pickle_or_zip_is_accepted(
+    models: SdxlModels, folder: Path, tmp_path: Path, first_byte: int
+) -> None:
+    data = (folder / "0.safetensors").read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = data[8 : 8 + length].rstrip()
+    # spaces after the JSON until the length's first byte, and for a zip's "PK" its second, is the one wanted
+    wanted = 0x80 if first_byte == 0x80 else int.from_bytes(b"PK", "little")
+    span = 0x100 if first_byte == 0x80 else 0x10000
+    padded = header.ljust(len(header) + (wanted - len(header)) % span)
+    path = tmp_path / "padded.safetensors"
+    path.write_bytes(struct.pack("<Q", len(padded)) + padded + data[8 + length :])
+    assert path.read_bytes()[0] == first_byte
+    assert read_lora(path, lora_targets(models.unet)).pairs
+
+
 def test_an_oversized_file_is_refused_and_a_missing_one_too(models: SdxlModels, folder: Path) -> None:
     targets = lora_targets(models.unet)
     with pytest.raises(AddOnRefusedError, match="is oversized"):
