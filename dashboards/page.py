@@ -104,7 +104,7 @@ def _draw_question(asked: Choices, trace: Trace) -> None:
             escaped(
                 f"About {rounded(n)} requests over {rounded(hours, 'h')} ({rate}){cut}; {100 * scenario.slo.attainment_ratio:g} % of them promised within "
                 f"{scenario.slo.latency_s:g} s; {asked.profile.architecture} on {asked.profile.gpu_kind} at "
-                f"${asked.price.price_usd_per_gpu_hour:g} per GPU-hour; {', '.join(scenario.topologies)} compete."
+                f"${asked.price.price_usd_per_gpu_hour:.2f} per GPU-hour; {', '.join(scenario.topologies)} compete."
             )
         )  # fmt: skip
         statuses = [law.status for law in asked.profile.laws.values()]

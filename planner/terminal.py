@@ -107,7 +107,7 @@ def comparison_rows(plans: Sequence[PlanRecord]) -> list[tuple[str, list[str]]]:
         ("in time", figures("slo_attainment_ratio", "{:.2f} %", 100)),
         ("binds", [plan.infeasible.binds if plan.infeasible else "–" for plan in plans]),
         ("profile", [f"{plan.ids.profile_name} {plan.ids.profile_id}" for plan in plans]),
-        ("price", [f"${plan.ids.price_usd_per_gpu_hour:g} ({plan.ids.price_table_id})" for plan in plans]),
+        ("price", [f"${plan.ids.price_usd_per_gpu_hour:.2f} ({plan.ids.price_table_id})" for plan in plans]),
     ]
 
 
