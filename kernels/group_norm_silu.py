@@ -43,6 +43,7 @@ def group_norm_silu(
     eps: float = 1e-5,
     *,
     silu: bool = True,
+    channel_add: torch.Tensor | None = None,
     path: Path = "auto",
 ) -> torch.Tensor:
     """Group normalisation with affine weights, then SiLU.
@@ -54,6 +55,8 @@ def group_norm_silu(
         bias: ``[C]`` or None for zeros.
         eps: added to the variance.
         silu: False leaves the activation out.
+        channel_add: ``[N, C]`` or ``[1, C]``, added to every pixel of ``x`` before the norm: a convolution's bias, a time
+            embedding. It costs no pass over the data: it moves the channels' means, not their spreads.
         path: ``auto`` takes the kernel where :func:`chosen_path` allows it; ``triton`` insists on it; ``torch`` is the reference.
 
     Returns:
@@ -62,17 +65,17 @@ def group_norm_silu(
     Raises:
         ValueError: a shape or type does not fit, or ``path="triton"`` is impossible here; says which and what is allowed.
     """
-    _check(x, num_groups, weight, bias, eps)
+    _check(x, num_groups, weight, bias, eps, channel_add)
     if path == "auto":
         path = chosen_path(x)
     if path == "torch":
-        return group_norm_silu_reference(x, num_groups, weight, bias, eps, silu=silu)
+        return group_norm_silu_reference(x, num_groups, weight, bias, eps, silu=silu, channel_add=channel_add)
     refusal = _refusal(x)
     if refusal:
         raise ValueError(f"group_norm_silu: {refusal}. Use path='auto'.")
     # Triton launches on the current device, which need not be the one of x.
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        return _launch(x, num_groups, weight, bias, eps, silu)
+        return _launch(x, num_groups, weight, bias, eps, silu, channel_add)
 
 
 def group_norm_silu_reference(
@@ -83,8 +86,11 @@ def group_norm_silu_reference(
     eps: float = 1e-5,
     *,
     silu: bool = True,
+    channel_add: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The same in plain torch."""
+    if channel_add is not None:
+        x = x + channel_add.to(x.dtype)[:, :, None, None]
     y = functional.group_norm(x, num_groups, weight, bias, eps)
     return functional.silu(y) if silu else y
 
@@ -97,7 +103,12 @@ def chosen_path(x: torch.Tensor) -> Literal["triton", "torch"]:
 
 
 def _check(
-    x: torch.Tensor, num_groups: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    channel_add: torch.Tensor | None,
 ) -> None:
     if x.ndim != 4 or x.numel() == 0:
         raise ValueError(f"group_norm_silu: x has shape {tuple(x.shape)}, needs [N, C, H, W] with no side 0.")
@@ -114,6 +125,15 @@ def _check(
         if values.device != x.device or values.dtype not in DTYPES:
             raise ValueError(
                 f"group_norm_silu: {name} is {values.dtype} on {values.device}, needs a float type on {x.device}."
+            )
+    if channel_add is not None:
+        if channel_add.ndim != 2 or channel_add.shape[0] not in (1, x.shape[0]) or channel_add.shape[1] != channels:
+            raise ValueError(
+                f"group_norm_silu: channel_add has shape {tuple(channel_add.shape)}, needs ({x.shape[0]} or 1, {channels})."
+            )
+        if channel_add.device != x.device or channel_add.dtype not in DTYPES:
+            raise ValueError(
+                f"group_norm_silu: channel_add is {channel_add.dtype} on {channel_add.device}, needs a float type on {x.device}."
             )
     if not eps >= 0.0:
         raise ValueError(f"group_norm_silu: eps is {eps}, needs 0 or more.")
@@ -143,7 +163,10 @@ def _launch(
     bias: torch.Tensor | None,
     eps: float,
     silu: bool,
+    channel_add: torch.Tensor | None,
 ) -> torch.Tensor:
+    if channel_add is not None and channel_add.stride(1) != 1:
+        channel_add = channel_add.contiguous()
     n, channels, height, width = x.shape
     n_rows = height * width
     n_tiles = triton.cdiv(channels, BLOCK_CHANNELS)
@@ -166,6 +189,7 @@ def _launch(
         folded[1],
         weight if weight is not None else x,
         bias if bias is not None else x,
+        channel_add if channel_add is not None else x,
         n_rows,
         channels,
         n_slices,
@@ -174,6 +198,8 @@ def _launch(
         eps,
         weight is not None,
         bias is not None,
+        0 if channel_add is None else channel_add.shape[0],
+        0 if channel_add is None else channel_add.stride(0),
         FOLD_ROWS,
         triton.next_power_of_2(group_width),
         num_warps=1 if group_width <= 32 else 4,
@@ -233,6 +259,7 @@ if triton is not None:
         shift_ptr,
         weight_ptr,
         bias_ptr,
+        add_ptr,
         n_rows,
         n_channels,
         n_slices,
@@ -241,6 +268,8 @@ if triton is not None:
         eps,
         HAS_WEIGHT: tl.constexpr,
         HAS_BIAS: tl.constexpr,
+        N_ADD_ROWS: tl.constexpr,
+        add_stride,
         BLOCK_SLICES: tl.constexpr,
         BLOCK_WIDTH: tl.constexpr,
     ):
@@ -252,6 +281,10 @@ if triton is not None:
         channels = group * group_width + lanes
         base = image * n_slices * n_channels
         n_elements = n_rows * group_width * 1.0  # not .to(): Triton makes an argument that equals 1 a plain constant
+        added = tl.zeros([BLOCK_WIDTH], dtype=tl.float32)
+        if N_ADD_ROWS > 0:
+            row = image % N_ADD_ROWS
+            added = tl.load(add_ptr + row * add_stride + channels, mask=is_lane, other=0.0).to(tl.float32)
         total = tl.zeros([BLOCK_SLICES, BLOCK_WIDTH], dtype=tl.float32)
         for start in range(0, n_slices, BLOCK_SLICES):
             slices = start + tl.arange(0, BLOCK_SLICES)
@@ -260,7 +293,7 @@ if triton is not None:
             means = tl.load(
                 mean_ptr + base + slices[:, None] * n_channels + channels[None, :], mask=is_inside, other=0.0
             )
-            total += tl.where(is_inside, means * counts[:, None], 0.0)
+            total += tl.where(is_inside, (means + added[None, :]) * counts[:, None], 0.0)
         mean = tl.sum(tl.sum(total, axis=1), axis=0) / n_elements
         spread = tl.zeros([BLOCK_SLICES, BLOCK_WIDTH], dtype=tl.float32)
         for start in range(0, n_slices, BLOCK_SLICES):
@@ -270,13 +303,13 @@ if triton is not None:
             place = base + slices[:, None] * n_channels + channels[None, :]
             means = tl.load(mean_ptr + place, mask=is_inside, other=0.0)
             m2 = tl.load(m2_ptr + place, mask=is_inside, other=0.0)
-            delta = means - mean
+            delta = means + added[None, :] - mean
             spread += tl.where(is_inside, m2 + delta * delta * counts[:, None], 0.0)
         variance = tl.sum(tl.sum(spread, axis=1), axis=0) / n_elements
         scale = tl.zeros([BLOCK_WIDTH], dtype=tl.float32) + 1.0 / tl.sqrt(variance + eps)
         if HAS_WEIGHT:
             scale *= tl.load(weight_ptr + channels, mask=is_lane, other=0.0).to(tl.float32)
-        shift = -mean * scale
+        shift = (added - mean) * scale
         if HAS_BIAS:
             shift += tl.load(bias_ptr + channels, mask=is_lane, other=0.0).to(tl.float32)
         tl.store(scale_ptr + image * n_channels + channels, scale, mask=is_lane)
