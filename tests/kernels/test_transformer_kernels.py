@@ -13,6 +13,7 @@ from kernels.add_channels import add_channels, concat_channels
 from kernels.add_layer_norm import add_layer_norm, add_layer_norm_reference
 from kernels.geglu_linear import geglu_linear, geglu_linear_reference
 from kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
+from kernels.lora_patch import lora_patch
 from kernels.upsample_nearest import upsample_nearest_2x
 
 # One rounding of the result: 2^-9 relative in bf16 (the interpreter truncates: 2^-8 = 4e-3), 2^-11 = 5e-4 in fp16; fp32 as in
@@ -131,6 +132,48 @@ def test_memory_order_and_shape_are_checked_before_anything_is_launched() -> Non
         add_layer_norm(draw(8, 4).t(), None, torch.ones(8), torch.ones(8), path="triton")
     with pytest.raises(ValueError, match="residual"):
         add_layer_norm(draw(8, 4), draw(4, 4), torch.ones(4), torch.ones(4))
+
+
+def layer(
+    n_out: int, n_in: int, ranks: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor, float]]]:
+    terms = [
+        (draw(rank, n_in, dtype=dtype, seed=seed + rank), draw(n_out, rank, dtype=dtype, seed=rank) / rank, 0.7 + rank)
+        for rank in ranks
+    ]
+    return draw(n_out, n_in, dtype=dtype, seed=seed), terms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_one_launch_patches_layers_of_any_shape_with_any_number_of_loras(dtype: torch.dtype) -> None:
+    layers = [
+        layer(*shape, dtype, seed)
+        for seed, shape in enumerate([(130, 64, (8,)), (64, 200, (4, 40)), (16, 16, ()), (1, 300, (1,))])
+    ]
+    pristine, terms = [before for before, _ in layers], [uses for _, uses in layers]
+    kept = [before.clone() for before in pristine]
+    weights = [torch.full_like(before, float("nan")) for before in pristine]
+    lora_patch(weights, pristine, terms, path="triton")
+    for weight, before, uses in zip(weights, kept, terms, strict=True):
+        exact = before.double() + sum(scale * (up.double() @ down.double()) for down, up, scale in uses)
+        assert relative_error(weight, exact) <= LIMITS[dtype]
+    assert all(torch.equal(before, copy) for before, copy in zip(pristine, kept, strict=True))
+    again = [torch.empty_like(before) for before in pristine]
+    lora_patch(again, pristine, terms, path="torch")
+    assert all(relative_error(a, b.double()) <= LIMITS[dtype] for a, b in zip(again, weights, strict=True))
+
+
+def test_a_patch_that_does_not_fit_is_refused_before_anything_is_written() -> None:
+    before, terms = layer(8, 16, (4,), torch.float32, 1)
+    weight = torch.full_like(before, 5.0)
+    down, up, scale = terms[0]
+    with pytest.raises(ValueError, match="as many of each"):
+        lora_patch([weight], [before], [])
+    with pytest.raises(ValueError, match="up .* and down"):
+        lora_patch([weight], [before], [[(down[:, :3].contiguous(), up, scale)]])
+    with pytest.raises(ValueError, match=r"torch\.float16"):
+        lora_patch([weight], [before], [[(down.half(), up, scale)]])
+    assert torch.equal(weight, torch.full_like(before, 5.0))
 
 
 @pytest.mark.gpu
