@@ -299,13 +299,17 @@ class ControlNetRig:
         spec = ModelSpec.named(setup.model)
         net = build_controlnet(spec, setup.device, options.dtype, setup.seed + 1)
         parts = NetworkParts(options, (net,))
-        self._stack = ControlStack(spec, {"controlnet0": net}, options, parts.recorder, parts.residuals_of)
+        self._stack = ControlStack(spec, {"controlnet0": net}, options, parts)
         self._keys = {}
         for batch in setup.forward_batches:
             key = ShapeKey(batch // 2, True, setup.height_px, setup.width_px)
             latents = torch.randn(key.latent_shape(spec), device=setup.device, dtype=options.dtype)
             with torch.no_grad():
-                self._stack.prepare(key, ["controlnet0"], latents)
+                layout = ResidualLayout.of(
+                    spec, key.batch, key.height, key.width, is_channels_last=options.channels_last
+                )
+                flat = torch.zeros(layout.n_elements, device=setup.device, dtype=options.dtype)
+                self._stack.prepare(key, ["controlnet0"], latents, flat)
                 self._stack.fill_random(key)
             self._keys[batch] = key
 

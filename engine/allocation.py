@@ -1,4 +1,4 @@
-"""What exists (Catalogue) and which GPUs run what (Allocation): plain JSON that the engine starts and the simulator simulates.
+"""Which GPUs run what (Allocation): plain JSON that the engine starts and the simulator simulates. What exists is the Catalogue.
 
 Torch-free and pydantic-free, because the planner and the GPU host both read it. Files are checked field by field; all
 problems are reported together as :class:`traces.problems.InputError`.
@@ -12,48 +12,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
-from traces.problems import InputError, Problem, one_problem
+from engine.allocation_checks import check_allocation
+from engine.catalogue import AddOnKind, Catalogue, CatalogueEntry, catalogue_to_plain, read_catalogue
+from engine.json_records import RecordReader, read_json
+from engine.policies.autoscale_settings import Autoscale, AutoscalerKind
+from traces.problems import InputError
+
+__all__ = [
+    "ANY",
+    "GIB",
+    "TOPOLOGIES",
+    "AddOnKind",
+    "Allocation",
+    "CachePolicy",
+    "Catalogue",
+    "CatalogueEntry",
+    "Link",
+    "LinkKind",
+    "Policies",
+    "Pool",
+    "PoolRole",
+    "QueueOrder",
+    "TenantShare",
+    "Topology",
+    "allocation_from_plain",
+    "check_allocation",
+    "read_allocation",
+    "read_catalogue",
+    "to_json",
+]
 
 SCHEMA_VERSION: Final = 1
-FILE_BYTES_MAX: Final = 16 * 2**20
 GIB: Final = 2**30
 
 Topology = Literal["diffusers", "diffusers_tuned", "colocated", "decoupled", "decoupled_cfg2"]
 TOPOLOGIES: Final[tuple[Topology, ...]] = get_args(Topology)
 PoolRole = Literal["base", "controlnet"]
 LinkKind = Literal["local", "nvlink", "pcie", "network"]
-AddOnKind = Literal["base", "controlnet", "lora"]
+QueueOrder = Literal["fifo", "priority", "weighted_tenants"]
+CachePolicy = Literal["lru", "lfu", "ttl"]
 ANY: Final = "*"
 """In a list of ids: whatever the requests ask for, loaded on demand within the device's memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueEntry:
-    """One base model, ControlNet or LoRA that may be used."""
-
-    id: str
-    kind: AddOnKind
-    architecture: str = "sdxl"
-    bytes: int = 0
-    rank: int | None = None
-    targets: tuple[str, ...] = ()
-    version: str = ""
-    owner: str = ""
-    tenants: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Catalogue:
-    """Every model and add-on by id. What is not listed has the default bytes of its kind."""
-
-    entries: Mapping[str, CatalogueEntry] = field(default_factory=lambda: MappingProxyType({}))
-
-    def bytes_of(self, entry_id: str, default_bytes: int) -> int:
-        """Size of an entry in bytes, or ``default_bytes`` where the catalogue does not list it or gives no size."""
-        entry = self.entries.get(entry_id)
-        return entry.bytes if entry is not None and entry.bytes > 0 else default_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,17 @@ class Pool:
     """Checkpoints a base replica may hold."""
     controlnet_ids: tuple[str, ...] = (ANY,)
     """ControlNet pool: what each replica hosts. Base pool: which ControlNets run in process ((), none)."""
+    autoscale: Autoscale | None = None
+    """How the pool grows and shrinks; it starts with ``n_replicas``. None: it stays as it is."""
+    workers_per_gpu: int = 1
+    """Replicas that share one GPU, each with an equal part of its memory; 1..16."""
+    speed_ratio: float | None = None
+    """Speed of one such replica over that of a whole GPU, above 0, at most 1, measured or stated. None: 1/workers_per_gpu."""
 
     @property
     def n_gpus(self) -> int:
         """GPUs the whole pool occupies."""
-        return self.n_replicas * self.n_gpus_per_replica
+        return -(-self.n_replicas // self.workers_per_gpu) * self.n_gpus_per_replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,25 @@ class Link:
     base_pool: str
     controlnet_pool: str
     kind: LinkKind = "nvlink"
+    uplink: str = ""
+    """Name of a shared line, such as a rack's, that these transfers go through besides; empty: none."""
+    uplink_gib_per_s: float | None = None
+    """Its capacity, the same wherever the line is named."""
+    compression_ratio: float = 1.0
+    """Residual bytes before over after compression, 1 or more; what compressing costs is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantShare:
+    """What one tenant may have, beside or in place of what holds for all."""
+
+    tenant_id: str
+    weight: float = 1.0
+    """Its part of the service under ``queue_order`` 'weighted_tenants', against the others' weights; above 0."""
+    running_max: int | None = None
+    """In place of ``tenant_running_max``."""
+    waiting_max: int | None = None
+    """In place of ``tenant_waiting_max``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +127,38 @@ class Policies:
     """Host memory for ControlNets that are not resident on the device, per replica."""
     checkpoint_host_cache_gib: float = 256.0
     """Host memory for checkpoints that are not resident on the device, per base replica."""
+    lora_prefetch_depth: int = 0
+    """Requests at the front of the queue whose LoRAs are fetched while they wait. 0: a fetch starts when a replica takes one up."""
+    overtake_max: int = 0
+    """Younger requests that may pass one whose LoRAs are still to be fetched; it starts all the same if nobody else can. 0: none."""
+    switch_overtake_max: int = 0
+    """Younger requests that may pass one that would make the idle replica load another checkpoint. 0: none."""
+    forward_batch_max: int | None = None
+    """Requests that agree in everything but prompt and seed share a forward up to this many samples (images, twice under
+    guidance). None: each runs alone."""
+    batch_window_s: float = 0.0
+    """How long a request waits for others to share its batch, counted from its arrival. 0: only those that wait already."""
+    deadline_s: float | None = None
+    """Deadline of requests that name none, in seconds after arrival. None: none."""
+    admission_slack_ratio: float | None = None
+    """A request is rejected on arrival if its estimated latency exceeds this share of its deadline. None: no estimate is made."""
+    tenant_running_max: int | None = None
+    """Requests of one tenant that run at the same time; its others wait and are passed. None: unbounded."""
+    tenant_waiting_max: int | None = None
+    """Requests of one tenant that may wait; the next is rejected. None: unbounded."""
+    retry_max: int = 1
+    """Times a request is tried again after a worker was lost under it, if its deadline allows."""
+    queue_order: QueueOrder = "fifo"
+    """priority: larger first, then by arrival. weighted_tenants: likewise, but within a priority tenants share by weight."""
+    tenants: tuple[TenantShare, ...] = ()
+    """Tenants with limits or weights of their own; the others have weight 1."""
+    lora_cache_policy: CachePolicy = "lru"
+    """Which LoRA leaves the host tier: least recently used, least frequently used, or one unused for ``lora_cache_ttl_s``
+    (and least recently used where bytes still lack)."""
+    lora_cache_ttl_s: float | None = None
+    """Only with 'ttl': seconds after its last use at which a LoRA is dropped."""
+    replicas_per_host: int = 1
+    """Base replicas of a pool that share one host, and with it one LoRA tier of as many times ``lora_cache_gib``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +189,7 @@ class Allocation:
 
 def to_json(record: Allocation | Catalogue) -> str:
     """JSON with sorted keys and a final newline; the same record always gives the same bytes."""
-    if isinstance(record, Catalogue):
-        plain: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "entries": [dataclasses.asdict(record.entries[key]) for key in sorted(record.entries)],
-        }
-    else:
-        plain = dataclasses.asdict(record)
+    plain = catalogue_to_plain(record) if isinstance(record, Catalogue) else dataclasses.asdict(record)
     return json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -147,31 +199,12 @@ def read_allocation(path: Path) -> Allocation:
     Raises:
         InputError: the file is missing, too large, not JSON, or a field is unknown, missing, of the wrong type or out of range.
     """
-    return allocation_from_plain(_read_json(path), str(path))
-
-
-def read_catalogue(path: Path) -> Catalogue:
-    """Reads a catalogue file; raises :class:`InputError` as :func:`read_allocation` does, and for an id listed twice."""
-    plain = _read_json(path)
-    reader = _Reader(str(path))
-    top = reader.table(plain, {"schema_version", "entries"}, "")
-    reader.version(top)
-    entries: dict[str, CatalogueEntry] = {}
-    for index, item in enumerate(reader.items(top.get("entries", []), "entries")):
-        where = f"entries[{index}]"
-        entry = reader.record(CatalogueEntry, item, where)
-        if entry is None:
-            continue
-        if entry.id in entries:
-            reader.problem(f"{where}.id", f"got {entry.id!r} a second time", "every id once", "Remove one of the two.")
-        entries[entry.id] = entry
-    reader.finish()
-    return Catalogue(MappingProxyType(entries))
+    return allocation_from_plain(read_json(path), str(path))
 
 
 def allocation_from_plain(plain: object, where: str) -> Allocation:
     """Builds an allocation from decoded JSON; raises :class:`InputError` with every problem found."""
-    reader = _Reader(where)
+    reader = RecordReader(where, _CHOICES, {"Autoscale": Autoscale, "TenantShare": TenantShare})
     top = reader.table(plain, {"schema_version", "pools", "links", "policies"}, "")
     reader.version(top)
     pools = [reader.record(Pool, item, f"pools[{i}]") for i, item in enumerate(reader.items(top.get("pools"), "pools"))]
@@ -191,148 +224,11 @@ def allocation_from_plain(plain: object, where: str) -> Allocation:
     return allocation
 
 
-def check_allocation(allocation: Allocation, where: str = "allocation") -> list[Problem]:
-    """Rules that span fields; an empty list if all hold."""
-    problems = []
-    names = [pool.name for pool in allocation.pools]
-    if not allocation.pools_of("base"):
-        problems.append(Problem(f"{where} pools", "got no base pool", "at least one", "Add a pool with role 'base'."))
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(Problem(f"{where} pools", f"got two pools named {name!r}", "unique names", "Rename one."))
-    for pool in allocation.pools:
-        place = f"{where} pool {pool.name!r}"
-        if not 0 < pool.n_replicas <= 100_000:
-            problems.append(
-                Problem(place, f"n_replicas is {pool.n_replicas}", "1..100000", "Set it or remove the pool.")
-            )
-        if not 0 < pool.n_gpus_per_replica <= 64:
-            problems.append(Problem(place, f"n_gpus_per_replica is {pool.n_gpus_per_replica}", "1..64", "Set it."))
-        if pool.topology == "decoupled_cfg2" and pool.role == "base" and pool.n_gpus_per_replica != 2:
-            problems.append(
-                Problem(place, f"n_gpus_per_replica is {pool.n_gpus_per_replica}", "2 for decoupled_cfg2", "Set it.")
-            )
-        if pool.role == "controlnet" and not pool.controlnet_ids:
-            problems.append(Problem(place, "hosts no ControlNet", "at least one id", "Name them or remove the pool."))
-    for link in allocation.links:
-        for name in (link.base_pool, link.controlnet_pool):
-            if name not in names:
-                problems.append(
-                    Problem(f"{where} links", f"names the pool {name!r}", f"one of {sorted(names)}", "Repair it.")
-                )
-    return problems
-
-
-def _read_json(path: Path) -> object:
-    try:
-        size = path.stat().st_size
-        if size > FILE_BYTES_MAX:
-            raise one_problem(
-                str(path), f"is {size} bytes", f"at most {FILE_BYTES_MAX}", "Check that it is the right file."
-            )
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (OSError, UnicodeDecodeError) as error:
-        raise one_problem(
-            str(path), f"cannot be read: {error}", "a readable UTF-8 JSON file", "Check the path."
-        ) from None
-    except RecursionError:
-        raise one_problem(str(path), "is nested too deeply", "an allocation or catalogue", "Repair the file.") from None
-    except ValueError as error:
-        raise one_problem(str(path), f"is not JSON: {error}", "JSON", "Repair the file.") from None
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number JSON knows")
-
-
-class _Reader:
-    """Checks decoded JSON against a dataclass' own annotations and collects problems."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._problems: list[Problem] = []
-
-    def problem(self, field_name: str, what: str, allowed: str, repair: str = "") -> None:
-        self._problems.append(Problem(f"{self._where} {field_name}".rstrip(), what, allowed, repair))
-
-    def finish(self) -> None:
-        if self._problems:
-            raise InputError(self._problems)
-
-    def table(self, plain: object, known: set[str], where: str) -> Mapping[str, Any]:
-        if not isinstance(plain, dict):
-            self.problem(where, f"got {type(plain).__name__}", "a JSON object")
-            return {}
-        for key in sorted(set(plain) - known):
-            self.problem(
-                f"{where}.{key}".lstrip("."), "is not a known field", f"one of {sorted(known)}", "Remove or rename it."
-            )
-        return plain
-
-    def items(self, plain: object, where: str) -> list[Any]:
-        if isinstance(plain, list):
-            return plain
-        self.problem(where, f"got {type(plain).__name__ if plain is not None else 'nothing'}", "a list")
-        return []
-
-    def version(self, top: Mapping[str, Any]) -> None:
-        version = top.get("schema_version")
-        if version != SCHEMA_VERSION:
-            self.problem(
-                "schema_version", f"got {version!r}", str(SCHEMA_VERSION), "Use the diffplan that wrote the file."
-            )
-
-    def record(self, cls: type[Any], plain: object, where: str) -> Any:
-        fields = {item.name: item for item in dataclasses.fields(cls)}
-        table = self.table(plain, set(fields), where)
-        values: dict[str, Any] = {}
-        n_before = len(self._problems)
-        for name, item in fields.items():
-            if name in table:
-                values[name] = self._value(str(item.type), table[name], f"{where}.{name}")
-            elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-                self.problem(f"{where}.{name}", "is missing", _allowed(str(item.type)), "Add it.")
-        return cls(**values) if len(self._problems) == n_before and isinstance(plain, dict) else None
-
-    def _value(self, annotation: str, value: object, where: str) -> Any:
-        if annotation.endswith("| None"):
-            if value is None:
-                return None
-            annotation = annotation.removesuffix("| None").strip()
-        if annotation == "str" and isinstance(value, str) and value:
-            return value
-        if annotation == "str" and value == "" and where.rsplit(".", 1)[-1] in {"version", "owner"}:
-            return value
-        if annotation == "int" and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return value
-        if (
-            annotation == "float"
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and 0 <= value < float("inf")
-        ):
-            return float(value)
-        if annotation == "tuple[str, ...]" and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        if annotation in _CHOICES and value in _CHOICES[annotation]:
-            return value
-        self.problem(where, f"got {value!r}", _allowed(annotation))
-        return None
-
-
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({
     "Topology": TOPOLOGIES,
     "PoolRole": get_args(PoolRole),
     "LinkKind": get_args(LinkKind),
-    "AddOnKind": get_args(AddOnKind),
+    "QueueOrder": get_args(QueueOrder),
+    "CachePolicy": get_args(CachePolicy),
+    "AutoscalerKind": get_args(AutoscalerKind),
 })  # fmt: skip
-
-
-def _allowed(annotation: str) -> str:
-    if annotation in _CHOICES:
-        return "one of " + ", ".join(_CHOICES[annotation])
-    return {
-        "str": "a text that is not empty",
-        "int": "a whole number, 0 or more",
-        "float": "a finite number, 0 or more",
-        "tuple[str, ...]": "a list of texts",
-    }.get(annotation, annotation)

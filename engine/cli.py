@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engine import replay_cli, serving_cli
 from traces.problems import one_problem
 
 if TYPE_CHECKING:
@@ -20,6 +21,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run the serv
 @app.callback()
 def engine() -> None:
     """Run the serving engine."""
+
+
+for command in (
+    serving_cli.serve, serving_cli.apply, serving_cli.status, serving_cli.split, serving_cli.drain, serving_cli.reload,
+    serving_cli.records, serving_cli.token, replay_cli.replay,
+):  # fmt: skip
+    app.command()(command)
 
 
 @app.command()
@@ -69,6 +77,52 @@ def bench(
     if image is not None:
         _write_png(first, image)
     typer.echo(json.dumps(result, indent=2, sort_keys=True) if as_json else _table(result))
+
+
+@app.command()
+def drift(
+    model: Annotated[str, typer.Option(help="sdxl, or tiny for a look on a CPU.")] = "tiny",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    steps: Annotated[int, typer.Option(min=1, max=1000)] = 30,
+    patch_steps: Annotated[str, typer.Option(help="Steps with commas between; some ten of them if left out.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Images for each patch step.")] = 3,
+    size_px: Annotated[int, typer.Option(help="Width and height; 0: 1024 for sdxl, 64 for tiny.")] = 0,
+    guidance: Annotated[float, typer.Option(min=0, max=100)] = 5.0,
+    lora_rank: Annotated[int, typer.Option(min=1, max=256, help="Of the random LoRA.")] = 64,
+    lora_scale: Annotated[float, typer.Option(min=-10, max=10)] = 1.0,
+    weights: Annotated[Path | None, typer.Option(help="Local SDXL folder; without it weights are random.")] = None,
+    lora: Annotated[Path | None, typer.Option(help="A safetensors file; without it the LoRA is random.")] = None,
+    prompt: Annotated[str, typer.Option(help="Only with --weights.")] = "",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+) -> None:
+    """Show how far an image drifts when a LoRA is patched in late, by patch step."""
+    _check_device(device)
+    if model not in {"tiny", "sdxl"}:
+        raise one_problem("--model", f"got {model!r}", "tiny or sdxl", "Choose one.")
+    try:
+        listed = tuple(int(part) for part in patch_steps.split(",")) if patch_steps else ()
+    except ValueError:
+        raise one_problem("--patch-steps", f"got {patch_steps!r}", "whole numbers, as 0,5,10", "Correct it.") from None
+    from engine.drift import DriftSetup, run_drift, table
+
+    setup = DriftSetup(
+        model=model,
+        device=device,
+        n_steps=steps,
+        patch_steps=listed,
+        size_px=size_px,
+        n_seeds=seeds,
+        guidance=guidance,
+        lora_rank=lora_rank,
+        lora_scale=lora_scale,
+        weights=weights,
+        lora=lora,
+        prompt=prompt,
+        seed=seed,
+    )
+    result = run_drift(setup, lambda text: typer.echo(text, err=True))
+    typer.echo(json.dumps(result, indent=2, sort_keys=True) if as_json else table(result))
 
 
 def _check_device(device: str) -> None:

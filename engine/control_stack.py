@@ -1,24 +1,30 @@
-"""The ControlNets of one process: static buffers per shape, one part per ControlNet, residuals summed into one flat buffer."""
+"""The ControlNets of one process: static buffers per shape, parts per ControlNet and stage, residuals summed into one flat buffer.
+
+Several jobs may be open at once (one a client): each keeps its own inputs, which are copied into the static buffers that the
+captured graphs read when another job ran there before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 from diffusers import ControlNetModel
 
-from engine.controlnet import ResidualLayout, active_steps, add_scaled, embed_condition, residuals_of
-from engine.graphs import Part, Recorder
+from engine.controlnet import ResidualLayout, active_steps, add_scaled, embed_condition
+from engine.graphs import Part
 from engine.models import ModelSpec
 from engine.options import ControlInput, EngineOptions, PromptEmbeddings
+from engine.parts import NetworkParts
 from engine.unet import embed, time_ids
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeKey:
-    """What a captured graph is valid for."""
+    """What a captured graph is valid for. A rank that runs one CFG half has ``uses_cfg`` False: its forward is as large."""
 
     n_images: int
     uses_cfg: bool
@@ -49,14 +55,14 @@ class ControlJob:
 
 
 class ControlSource(Protocol):
-    """Whoever computes residuals: this process or another one."""
+    """Whoever computes residuals: this process or another one. The calls of one step come in the order below."""
 
     @property
     def names(self) -> Sequence[str]:
         """The ControlNets it holds."""
 
-    def prepare(self, key: ShapeKey, names: Sequence[str], latents_in: torch.Tensor) -> torch.Tensor:
-        """Compiles and captures for a shape; returns the flat buffer in which sums of residuals will lie (zeros now)."""
+    def prepare(self, key: ShapeKey, names: Sequence[str], latents_in: torch.Tensor, flat: torch.Tensor) -> None:
+        """Compiles and captures for a shape. Steps will read ``latents_in`` and leave sums of residuals in ``flat``."""
 
     def begin(self, job: ControlJob) -> None:
         """Takes a request in. :meth:`prepare` has run for its key and names."""
@@ -64,8 +70,22 @@ class ControlSource(Protocol):
     def start_step(self, step: int) -> None:
         """Scaled latents of this step are in ``latents_in``; what can run elsewhere may start."""
 
-    def finish_step(self, step: int) -> None:
-        """The flat buffer holds this step's residuals, in the order of the current stream."""
+    def encoder_queued(self) -> None:
+        """The base's encoder is in the device's queue: now the host may wait for small things."""
+
+    def finish_step(self, step: int, *, adds: bool) -> bool:
+        """Leaves this step's residuals in the flat buffer, in the order of the current stream.
+
+        Args:
+            step: as in :meth:`start_step`.
+            adds: add to what is there; otherwise what is there is garbage.
+
+        Returns:
+            False if no ControlNet is active at this step: then the flat buffer is as it was.
+        """
+
+    def abandon(self) -> None:
+        """Forgets the request, if there is one, also in the middle of a step. Never raises."""
 
 
 def active_names(controls: Sequence[ControlInput], n_steps: int) -> list[list[str]]:
@@ -74,17 +94,19 @@ def active_names(controls: Sequence[ControlInput], n_steps: int) -> list[list[st
     return [[name for name, steps in used if steps[step]] for step in range(n_steps)]
 
 
-class _Shape:
-    """Static buffers and parts of one shape."""
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenJob:
+    """A request's inputs on the device, made once."""
 
-    def __init__(self, spec: ModelSpec, key: ShapeKey, options: EngineOptions, latents_in: torch.Tensor) -> None:
-        device, dtype = options.device, options.dtype
-        self.latents_in = latents_in
-        self.context = torch.zeros((key.batch, 77, spec.context_width), device=device, dtype=dtype)
-        layout = ResidualLayout.of(spec, key.batch, key.height, key.width, is_channels_last=options.channels_last)
-        self.flat = torch.zeros(layout.n_elements, device=device, dtype=dtype)
-        self.sums = layout.views(self.flat)
-        self.slots: dict[str, _Slot] = {}
+    key: ShapeKey
+    context: torch.Tensor
+    conditions: Mapping[str, torch.Tensor]
+    """The embedded control image of each ControlNet, constant over the steps."""
+    tables: Mapping[str, torch.Tensor]
+    """Step embeddings, ``[n_steps, batch, D]``."""
+    scales: Mapping[str, float]
+    active: Sequence[Sequence[str]]
+    """ControlNets of each step."""
 
 
 @dataclass(slots=True)
@@ -94,100 +116,235 @@ class _Slot:
     emb: torch.Tensor
     condition: torch.Tensor
     scale: torch.Tensor
-    part: Part
-    table: torch.Tensor | None = None
+    text: Any
+    project_text: Part
+    """Brings ``text`` up to date with the shape's context."""
+    stages: list[Part] = field(default_factory=list)
+    hidden: list[torch.Tensor] = field(default_factory=list)
+    """What each stage hands to the next; static once captured."""
+    loaded: OpenJob | None = None
+
+    def run(self) -> None:
+        for stage in self.stages:
+            stage()
+
+
+class _Shape:
+    """Static buffers and parts of one shape."""
+
+    def __init__(
+        self, spec: ModelSpec, key: ShapeKey, options: EngineOptions, latents_in: torch.Tensor, flat: torch.Tensor
+    ) -> None:
+        self.latents_in = latents_in
+        self.context = torch.zeros((key.batch, 77, spec.context_width), device=options.device, dtype=options.dtype)
+        self.layout = ResidualLayout.of(spec, key.batch, key.height, key.width, is_channels_last=options.channels_last)
+        self.flat = flat
+        self.sums = self.layout.views(flat)
+        self.slots: dict[str, _Slot] = {}
+        self.loaded: OpenJob | None = None
 
 
 class ControlStack:
-    """ControlNets in this process. A :class:`ControlSource`."""
+    """ControlNets in this process. A :class:`ControlSource`, and with :meth:`open` and :meth:`run` one for several clients."""
 
     def __init__(
         self,
         spec: ModelSpec,
         nets: Mapping[str, ControlNetModel],
         options: EngineOptions,
-        recorder: Recorder,
-        forward: Any = residuals_of,
+        parts: NetworkParts,
     ) -> None:
-        """``forward`` is :func:`engine.controlnet.residuals_of` or its compiled form."""
+        """``parts`` has admitted the ControlNets."""
         self._spec = spec
         self._nets = dict(nets)
         self._options = options
-        self._recorder = recorder
-        self._forward = forward
+        self._parts = parts
         self._shapes: dict[ShapeKey, _Shape] = {}
-        self._now: tuple[_Shape, list[list[str]]] | None = None
+        self._now: OpenJob | None = None
 
     @property
     def names(self) -> Sequence[str]:
         """The ControlNets held."""
         return list(self._nets)
 
-    def prepare(self, key: ShapeKey, names: Sequence[str], latents_in: torch.Tensor) -> torch.Tensor:
+    def net(self, name: str) -> ControlNetModel:
+        """A ControlNet that is held."""
+        return self._nets[name]
+
+    def add(self, name: str, net: ControlNetModel) -> None:
+        """Holds one more; the others and open jobs are not disturbed."""
+        self._nets[name] = net
+
+    def rename(self, old: str, new: str) -> ControlNetModel:
+        """The net that was ``old`` is ``new`` from now on; the caller writes its weights in place, so that its graphs stay valid."""
+        self._nets[new] = self._nets.pop(old)
+        for shape in self._shapes.values():
+            if old in shape.slots:
+                shape.slots[new] = shape.slots.pop(old)
+                shape.slots[new].loaded = None
+        return self._nets[new]
+
+    def drop(self, name: str) -> None:
+        """Forgets a net and what was captured of it."""
+        del self._nets[name]
+        for shape in self._shapes.values():
+            shape.slots.pop(name, None)
+
+    def prepare(self, key: ShapeKey, names: Sequence[str], latents_in: torch.Tensor, flat: torch.Tensor) -> None:
         """See :class:`ControlSource`."""
         if key not in self._shapes:
-            self._shapes[key] = _Shape(self._spec, key, self._options, latents_in)
+            self._shapes[key] = _Shape(self._spec, key, self._options, latents_in, flat)
         shape = self._shapes[key]
         for name in names:
             if name not in shape.slots:
                 shape.slots[name] = self._slot(shape, key, self._nets[name])
-        return shape.flat
+                shape.loaded = None
+
+    def is_prepared(self, key: ShapeKey, names: Sequence[str]) -> bool:
+        """Whether :meth:`prepare` would have nothing to do."""
+        return key in self._shapes and all(name in self._shapes[key].slots for name in names)
 
     def begin(self, job: ControlJob) -> None:
         """See :class:`ControlSource`."""
-        shape = self._shapes[job.key]
-        device, dtype = self._options.device, self._options.dtype
-        shape.context.copy_(job.text.context)
-        sizes = time_ids(job.key.height, job.key.width, job.key.batch, device, dtype)
-        with torch.no_grad():
-            for control in job.controls:
-                if control.scale == 0.0:
-                    continue
-                net, slot = self._nets[control.name], shape.slots[control.name]
-                slot.condition.copy_(embed_condition(net, control.image.to(device, dtype), job.key.batch))
-                slot.table = embed(net, job.timesteps, job.text.pooled, sizes)
-                slot.scale.fill_(control.scale)
-        self._now = (shape, active_names(job.controls, job.n_steps))
+        self._now = self.open(job)
 
     def start_step(self, step: int) -> None:
         """Nothing: one stream computes everything in turn."""
 
-    def finish_step(self, step: int) -> None:
+    def encoder_queued(self) -> None:
+        """Nothing to wait for."""
+
+    def finish_step(self, step: int, *, adds: bool) -> bool:
         """See :class:`ControlSource`."""
         if self._now is None:
             raise RuntimeError("ControlStack.finish_step before begin")
-        shape, active = self._now
-        shape.flat.zero_()
-        for name in active[step]:
+        return self.run(self._now, step, adds=adds)
+
+    def abandon(self) -> None:
+        """See :class:`ControlSource`."""
+        self._now = None
+
+    def open(self, job: ControlJob) -> OpenJob:
+        """Embeds a request's control images and steps. Nothing static is written, so other open jobs go on."""
+        device, dtype, key = self._options.device, self._options.dtype, job.key
+        sizes = time_ids(key.height, key.width, key.batch, device, dtype)
+        conditions, tables, scales = {}, {}, {}
+        with torch.no_grad():
+            for control in job.controls:
+                if control.scale == 0.0:
+                    continue
+                net = self._nets[control.name]
+                conditions[control.name] = embed_condition(net, control.image.to(device, dtype), key.batch)
+                tables[control.name] = embed(net, job.timesteps, job.text.pooled, sizes)
+                scales[control.name] = control.scale
+        context = job.text.context.clone()
+        return OpenJob(key, context, conditions, tables, scales, active_names(job.controls, job.n_steps))
+
+    def run(
+        self, job: OpenJob, step: int, *, adds: bool = False, after_stage: Callable[[int, int], None] | None = None
+    ) -> bool:
+        """Runs one step of an open job into the shape's flat buffer.
+
+        Args:
+            job: from :meth:`open`.
+            step: which one.
+            adds: add to what the buffer holds; otherwise it is zeroed first.
+            after_stage: called with the bounds (elements) of the part of the buffer that is complete, in stream order, as
+                soon as the last active ControlNet has been asked for it.
+
+        Returns:
+            False, and nothing is written, if no ControlNet is active.
+        """
+        names = job.active[step]
+        if not names:
+            return False
+        shape = self._shapes[job.key]
+        if shape.loaded is not job:
+            shape.context.copy_(job.context)
+            shape.loaded = job
+        if not adds:
+            shape.flat.zero_()
+        for name in names:
             slot = shape.slots[name]
-            if slot.table is not None:
-                slot.emb.copy_(slot.table[step])
-            slot.part()
+            if slot.loaded is not job:
+                slot.project_text()
+                slot.condition.copy_(job.conditions[name])
+                slot.scale.fill_(job.scales[name])
+                slot.loaded = job
+            slot.emb.copy_(job.tables[name][step])
+            first = 0
+            for stage, last in zip(slot.stages, shape.layout.stage_ends, strict=True):
+                stage()
+                if after_stage is not None and name == names[-1]:
+                    after_stage(first, last)
+                first = last
+        return True
+
+    def forget(self, job: OpenJob) -> None:
+        """Lets a job's tensors go."""
+        for shape in self._shapes.values():
+            if shape.loaded is job:
+                shape.loaded = None
+            for slot in shape.slots.values():
+                if slot.loaded is job:
+                    slot.loaded = None
 
     def part(self, key: ShapeKey, name: str) -> Part:
-        """The part of one ControlNet, for measurements."""
-        return self._shapes[key].slots[name].part
+        """All stages of one ControlNet, for measurements."""
+        return self._shapes[key].slots[name].run
+
+    def flat(self, key: ShapeKey) -> torch.Tensor:
+        """The buffer of sums of a prepared shape."""
+        return self._shapes[key].flat
+
+    def latents_in(self, key: ShapeKey) -> torch.Tensor:
+        """The input of a prepared shape."""
+        return self._shapes[key].latents_in
 
     def fill_random(self, key: ShapeKey) -> None:
         """Puts finite random numbers into all inputs of a shape, for measurements and captures."""
         shape = self._shapes[key]
         shape.context.normal_()
+        shape.loaded = None
         for slot in shape.slots.values():
             slot.emb.normal_()
             slot.condition.normal_()
+            slot.loaded = None
 
     def _slot(self, shape: _Shape, key: ShapeKey, net: ControlNetModel) -> _Slot:
         device, dtype = self._options.device, self._options.dtype
         channels = self._spec.block_channels[0]
         _, _, h, w = key.latent_shape(self._spec)
-        emb = torch.zeros((key.batch, channels * 4), device=device, dtype=dtype)
         memory = torch.channels_last if self._options.channels_last else torch.contiguous_format
-        condition = torch.zeros((key.batch, channels, h, w), device=device, dtype=dtype).to(memory_format=memory)
-        scale = torch.ones((), device=device, dtype=torch.float32)
+        text, project_text = self._parts.text(net, shape.context)
+        slot = _Slot(
+            emb=torch.zeros((key.batch, channels * 4), device=device, dtype=dtype),
+            condition=torch.zeros((key.batch, channels, h, w), device=device, dtype=dtype).to(memory_format=memory),
+            scale=torch.ones((), device=device, dtype=torch.float32),
+            text=text,
+            project_text=project_text,
+        )
+        ends = list(accumulate(shape.layout.stage_counts))
+        slot.hidden = [torch.empty(0)] * len(ends)
 
-        def run() -> None:
-            sample = torch.cat([shape.latents_in] * 2) if key.uses_cfg else shape.latents_in
-            sample = sample.to(memory_format=memory)
-            add_scaled(shape.sums, self._forward(net, sample, emb, shape.context, condition), scale)
+        def stage(place: int) -> Callable[[], Any]:
+            sums = shape.sums[ends[place - 1] if place else 0 : ends[place]]
 
-        return _Slot(emb, condition, scale, self._recorder.record(run))
+            def run() -> torch.Tensor:
+                if place == 0:
+                    before = torch.cat([shape.latents_in] * 2) if key.uses_cfg else shape.latents_in
+                    before = before.to(memory_format=memory)
+                else:
+                    before = slot.hidden[place - 1]
+                hidden, residuals = self._parts.residual_stage(net, place, before, slot.emb, slot.text, slot.condition)
+                add_scaled(sums, residuals, slot.scale)
+                slot.hidden[place] = hidden
+                return hidden
+
+            return run
+
+        for place in range(len(ends)):
+            part = self._parts.recorder.record(stage(place))
+            part()  # so that the next stage is captured on finite numbers
+            slot.stages.append(part)
+        return slot

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel
 
 from engine.models import ModelSpec
-from engine.unet import down_and_mid
+from engine.unet import down
 
 
 def embed_condition(net: ControlNetModel, image: torch.Tensor, batch: int) -> torch.Tensor:
@@ -31,28 +32,47 @@ def embed_condition(net: ControlNetModel, image: torch.Tensor, batch: int) -> to
     return embedding.repeat(batch // embedding.shape[0], 1, 1, 1)
 
 
-def residuals_of(
+def residual_stage(
     net: ControlNetModel,
-    sample: torch.Tensor,
+    place: int,
+    hidden: torch.Tensor,
     emb: torch.Tensor,
     context: torch.Tensor,
     condition: torch.Tensor,
-) -> list[torch.Tensor]:
-    """One ControlNet forward.
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """One stage of a ControlNet's forward: a down block (or, last, the middle block) and the residuals that it completes.
+
+    Every zero convolution runs right after its block, so that a stage's residuals can leave while the next one computes;
+    the largest come first.
 
     Args:
         net: the ControlNet.
-        sample: scaled latents, ``[batch, 4, h, w]``.
+        place: 0 .. number of down blocks; the last is the middle block.
+        hidden: stage 0: scaled latents, ``[batch, 4, h, w]``; later ones: what the stage before returned.
         emb: one row of :func:`engine.unet.embed` with this net.
         context: text embeddings.
-        condition: from :func:`embed_condition`.
+        condition: from :func:`embed_condition`; only stage 0 uses it.
 
     Returns:
-        9 residuals shaped like the UNet's skips and one shaped like its hidden state, not yet scaled.
+        Hidden state and this stage's residuals, not yet scaled. All stages together give 9 shaped like the UNet's skips and
+        one shaped like its hidden state.
     """
-    hidden, skips = down_and_mid(net, net.conv_in(sample) + condition, emb, context)
-    residuals = [zero_conv(skip) for skip, zero_conv in zip(skips, net.controlnet_down_blocks, strict=True)]
-    return [*residuals, net.controlnet_mid_block(hidden)]
+    if place == len(net.down_blocks):
+        hidden = net.mid_block(hidden, emb, encoder_hidden_states=context)
+        return hidden, [net.controlnet_mid_block(hidden)]
+    skips = []
+    if place == 0:
+        hidden = net.conv_in(hidden) + condition
+        skips.append(hidden)
+    hidden, more = down(net.down_blocks[place], hidden, emb, context)
+    skips.extend(more)
+    first = 0 if place == 0 else 1 + sum(_n_skips(block) for block in net.down_blocks[:place])
+    convs = net.controlnet_down_blocks[first : first + len(skips)]
+    return hidden, [zero_conv(skip) for skip, zero_conv in zip(skips, convs, strict=True)]
+
+
+def _n_skips(block: Any) -> int:
+    return len(block.resnets) + (0 if block.downsamplers is None else len(block.downsamplers))
 
 
 def active_steps(start: float, end: float, n_steps: int) -> list[bool]:
@@ -81,6 +101,19 @@ class ResidualLayout:
                 shapes.append((batch, width_c, h, w))
         shapes.append((batch, channels[-1], h, w))
         return cls(tuple(shapes), is_channels_last)
+
+    @property
+    def stage_counts(self) -> tuple[int, ...]:
+        """How many of the residuals each :func:`residual_stage` completes; a stage's lie side by side."""
+        # the first convolution's, two and a downsampler's; then three a level, but two in the last; the middle block's
+        n_levels = (len(self.shapes) - 1) // 3
+        return (4, *[3] * (n_levels - 2), 2, 1)
+
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """Where in the flat buffer each stage's residuals end."""
+        lengths = [math.prod(shape) for shape in self.shapes]
+        return tuple(sum(lengths[:place]) for place in accumulate(self.stage_counts))
 
     @property
     def n_elements(self) -> int:

@@ -63,25 +63,30 @@ class FusedProjections:
         self.weights: dict[int, torch.Tensor] = {}
         for transformer in transformers:
             for block in transformer.transformer_blocks:
-                self._fuse(block.attn1, (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v))
-                self._fuse(block.attn2, (block.attn2.to_k, block.attn2.to_v))
+                first, second = block.attn1, block.attn2
+                self.weights[id(first)] = side_by_side([first.to_q.weight, first.to_k.weight, first.to_v.weight])
+                self.weights[id(second)] = side_by_side([second.to_k.weight, second.to_v.weight])
 
-    def _fuse(self, attn: nn.Module, layers: Sequence[nn.Linear]) -> None:
-        first = layers[0].weight
-        size = first.numel()
-        base = first.data
-        is_fused = all(
-            layer.weight.data_ptr() == first.data_ptr() + i * size * first.element_size()
-            and layer.weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-            for i, layer in enumerate(layers)
-        )
-        if is_fused:  # by another user of the same modules
-            fused = base.as_strided((len(layers) * first.shape[0], first.shape[1]), (first.shape[1], 1))
-        else:
-            fused = torch.cat([layer.weight.data for layer in layers])
-            for layer, part in zip(layers, fused.chunk(len(layers)), strict=True):
-                layer.weight.data = part
-        self.weights[id(attn)] = fused
+
+def side_by_side(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    """One tensor whose rows are those of all parameters, which become views of it.
+
+    Values stay and addresses change once, so whoever loads or patches the parameters in place changes the fused tensor. Called
+    again for the same parameters, it returns the tensor they are views of.
+    """
+    first = parameters[0].data
+    start, storage = first.data_ptr(), first.untyped_storage().data_ptr()
+    is_done = True
+    for parameter in parameters:
+        is_done &= parameter.data_ptr() == start and parameter.untyped_storage().data_ptr() == storage
+        start += parameter.numel() * parameter.element_size()
+    if is_done:
+        n_rows = sum(parameter.shape[0] for parameter in parameters)
+        return first.as_strided((n_rows, *first.shape[1:]), first.stride())
+    fused = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, fused.split([p.shape[0] for p in parameters]), strict=True):
+        parameter.data = part
+    return fused
 
 
 class TextKeysValues:

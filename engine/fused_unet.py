@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional
 
-from engine.fused_transformer import FusedProjections, TextKeysValues, is_plain_transformer, transformer_forward
+from engine.fused_transformer import (
+    FusedProjections,
+    TextKeysValues,
+    is_plain_transformer,
+    side_by_side,
+    transformer_forward,
+)
 from kernels.add_channels import add_channels, concat_channels
 from kernels.group_norm_silu import group_norm_silu
 from kernels.upsample_nearest import upsample_nearest_2x
@@ -23,13 +33,14 @@ class FusedNetwork:
     """A UNet, or the encoder half that is a ControlNet, with its fused weights."""
 
     def __init__(self, net: nn.Module) -> None:
-        """Re-points attention weights (see :class:`FusedProjections`); everything else is read from the modules."""
+        """Re-points some weights to views of fused ones (see :func:`side_by_side`); everything else is read from the modules."""
         self.net = net
         self.transformers = [part for part in net.modules() if is_plain_transformer(part)]
         self.projections = FusedProjections(self.transformers)
         self._resnets = [part for part in net.modules() if _has_time_projection(part)]
-        self._time_weight = torch.cat([part.time_emb_proj.weight.data for part in self._resnets])
-        self._time_bias = torch.cat([part.time_emb_proj.bias.data + part.conv1.bias.data for part in self._resnets])
+        self._time_weight = side_by_side([part.time_emb_proj.weight for part in self._resnets])
+        self._time_bias = side_by_side([part.time_emb_proj.bias for part in self._resnets])
+        self._conv_bias = side_by_side([part.conv1.bias for part in self._resnets])
         self._widths = [part.conv1.out_channels for part in self._resnets]
 
     def text(self, context: torch.Tensor) -> TextKeysValues:
@@ -118,7 +129,7 @@ class FusedNetwork:
 
     def _channel_adds(self, emb: torch.Tensor) -> Adds:
         """Time projection and first bias of every residual block, by one GEMM: ``[batch, C]`` each."""
-        every = functional.linear(functional.silu(emb), self._time_weight, self._time_bias)
+        every = functional.linear(functional.silu(emb), self._time_weight, self._time_bias) + self._conv_bias
         parts = every.split(self._widths, dim=1)
         return {id(resnet): part for resnet, part in zip(self._resnets, parts, strict=True)}
 
@@ -161,8 +172,32 @@ def resnet_forward(
     return add_channels(hidden, conv.bias, residual.view(n, h, w, -1).permute(0, 3, 1, 2))
 
 
+def is_plain_network(net: nn.Module) -> bool:
+    """Whether :class:`FusedNetwork` computes what this UNet or ControlNet computes."""
+    resnets = [part for part in net.modules() if isinstance(part, ResnetBlock2D)]
+    samplers = [part for part in net.modules() if isinstance(part, Upsample2D)]
+    return (
+        isinstance(net, UNet2DConditionModel | ControlNetModel)
+        and all(is_plain_transformer(part) for part in net.modules() if isinstance(part, Transformer2DModel))
+        and all(
+            part.time_emb_proj is not None
+            and part.time_embedding_norm == "default"
+            and part.upsample is None
+            and part.downsample is None
+            and not part.skip_time_act
+            and part.output_scale_factor == 1.0
+            and isinstance(part.nonlinearity, nn.SiLU)
+            for part in resnets
+        )
+        and all(
+            part.interpolate and part.use_conv and part.norm is None and not part.use_conv_transpose
+            for part in samplers
+        )
+    )
+
+
 def _has_time_projection(part: nn.Module) -> bool:
-    return type(part).__name__ == "ResnetBlock2D" and part.time_emb_proj is not None
+    return isinstance(part, ResnetBlock2D) and part.time_emb_proj is not None
 
 
 def _n_skips(block: Any) -> int:

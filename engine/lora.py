@@ -6,7 +6,7 @@ accumulated in fp32 and rounded once: adding and subtracting in bf16 would drift
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from engine.lora_file import AddOnRefusedError, LoraFile, LoraPair, lora_targets, read_lora
+from kernels.lora_patch import Term, lora_patch
 
 __all__ = [
     "AddOnRefusedError",
@@ -99,9 +100,7 @@ class LoraPatcher:
 
     def __init__(self, unet: nn.Module) -> None:
         self._targets = {
-            name: part.weight.data
-            for name, part in unet.named_modules()
-            if isinstance(part, nn.Linear) and ".attentions." in name
+            name: part for name, part in unet.named_modules() if isinstance(part, nn.Linear) and ".attentions." in name
         }
         self._pristine: dict[str, torch.Tensor] = {}
         self._patched: set[str] = set()
@@ -113,6 +112,14 @@ class LoraPatcher:
         """``(add_on_id, scale)`` of what the weights hold now, in order."""
         return self._active
 
+    def misfit(self, lora: PinnedLora) -> str:
+        """The first layer of a LoRA that this network does not have, with its shape; empty if all are there."""
+        for layer in lora.layers:
+            part = self._targets.get(layer.name)
+            if part is None or tuple(part.weight.shape) != (layer.n_out, layer.n_in):
+                return f"layer {layer.name} of ({layer.n_out}, {layer.n_in})"
+        return ""
+
     @torch.no_grad()
     def patch(self, loras: Sequence[tuple[PinnedLora, float]]) -> None:
         """Makes the weights ``pristine + Σ scale · alpha/rank · up @ down``; what was patched before is gone.
@@ -120,18 +127,16 @@ class LoraPatcher:
         Everything is enqueued on the current stream; nothing waits for the host. An empty list restores.
         """
         for lora, _ in loras:
-            for layer in lora.layers:
-                weight = self._targets.get(layer.name)
-                if weight is None or tuple(weight.shape) != (layer.n_out, layer.n_in):
-                    raise ValueError(f"LoRA {lora.add_on_id[:12]} was pinned for another network: layer {layer.name}")
+            wrong = self.misfit(lora)
+            if wrong:
+                raise ValueError(f"LoRA {lora.add_on_id[:12]} was pinned for another network: {wrong}")
         on_device = [self._to_device(place, lora) for place, (lora, _) in enumerate(loras)]
-        uses: dict[str, list[tuple[torch.Tensor, torch.Tensor, float]]] = {}
+        uses: dict[str, list[Term]] = {}
         for flat, (lora, scale) in zip(on_device, loras, strict=True):
             for layer in lora.layers:
                 uses.setdefault(layer.name, []).append((layer.down(flat), layer.up(flat), scale * layer.factor))
         self._copy_back(sorted(self._patched - set(uses)))
-        for name, terms in uses.items():
-            self._write(name, terms)
+        self._write(uses)
         self._patched = set(uses)
         self._active = tuple((lora.add_on_id, scale) for lora, scale in loras)
 
@@ -144,7 +149,7 @@ class LoraPatcher:
 
     def _copy_back(self, names: Sequence[str]) -> None:
         if names:
-            torch._foreach_copy_([self._targets[name] for name in names], [self._pristine[name] for name in names])
+            torch._foreach_copy_([self._weight(name) for name in names], [self._pristine[name] for name in names])
 
     def forget(self) -> None:
         """Drops the pristine copies: the weights now in the network, another checkpoint's for example, become the pristine ones."""
@@ -154,25 +159,20 @@ class LoraPatcher:
 
     def _to_device(self, place: int, lora: PinnedLora) -> torch.Tensor:
         """Copies a LoRA into a staging buffer that the next patch reuses."""
-        device = next(iter(self._targets.values())).device
+        device = next(iter(self._targets.values())).weight.device
         if len(self._staging) <= place:
             self._staging.append(torch.empty(0, dtype=lora.flat.dtype, device=device))
         if self._staging[place].numel() < lora.flat.numel() or self._staging[place].dtype != lora.flat.dtype:
             self._staging[place] = torch.empty_like(lora.flat, device=device, pin_memory=False)
         return self._staging[place][: lora.flat.numel()].copy_(lora.flat, non_blocking=True)
 
-    def _write(self, name: str, terms: Sequence[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
-        weight = self._targets[name]
-        if name not in self._pristine:
-            self._pristine[name] = weight.clone()
-        self._patched.add(name)  # before it is written, so that a failure midway can be restored
-        pristine = self._pristine[name]
-        if len(terms) == 1:
-            down, up, scale = terms[0]
-            # One GEMM whose fp32 accumulator takes the pristine weight in and is rounded once.
-            torch.addmm(pristine, up, down, alpha=scale, out=weight)
-            return
-        total = pristine.to(torch.float32, copy=True)  # never the pristine tensor itself
-        for down, up, scale in terms:
-            total.addmm_(up.to(torch.float32), down.to(torch.float32), alpha=scale)
-        weight.copy_(total)
+    def _weight(self, name: str) -> torch.Tensor:
+        """Looked up anew each time: fusing may have moved it."""
+        return self._targets[name].weight.data
+
+    def _write(self, uses: Mapping[str, Sequence[Term]]) -> None:
+        for name in uses:
+            if name not in self._pristine:
+                self._pristine[name] = self._weight(name).clone()
+        self._patched.update(uses)  # before anything is written, so that a failure midway can be restored
+        lora_patch([self._weight(name) for name in uses], [self._pristine[name] for name in uses], list(uses.values()))

@@ -328,10 +328,33 @@ def _build(make: Any, name: str, device: torch.device, dtype: torch.dtype, seed:
         module = make()
     # nn.Module's own `to`: diffusers' prints a warning about layers to keep in fp32, of which there are none here.
     module = nn.Module.to(module, device=device, dtype=dtype).eval().requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(seed_for(seed, name))
+    _draw(module, name, seed)
+    return module
+
+
+def _draw(module: nn.Module, name: str, seed: int) -> None:
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed_for(seed, name))
     for part in module.modules():
         _initialise(part, generator)
-    return module
+
+
+def redraw_models(models: SdxlModels, seed: int) -> None:
+    """Makes the weights those of :func:`build_models` with this seed, in place: captured graphs stay valid."""
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        _draw(getattr(models, name), name, seed)
+
+
+def redraw_controlnet(net: ControlNetModel, seed: int) -> None:
+    """Makes the weights those of :func:`build_controlnet` with this seed, in place."""
+    _draw(net, "controlnet", seed)
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copies every weight and buffer into the target's own memory, keeping its device, type and memory order."""
+    held = target.state_dict()
+    for name, tensor in source.state_dict().items():
+        held[name].copy_(tensor, non_blocking=True)
 
 
 def _initialise(part: nn.Module, generator: torch.Generator) -> None:

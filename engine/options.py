@@ -28,7 +28,9 @@ class EngineOptions:
     channels_last: bool = False
     """Keep activations and convolution weights in NHWC order. Re-lays the modules' weights; their values stay."""
     use_triton_kernels: bool = True
-    """Fused GroupNorm + SiLU where the code is not compiled and runs on CUDA in NHWC order."""
+    """Fused blocks and kernels where the code is not compiled and runs on CUDA in NHWC order."""
+    fuses_on_cpu: bool = False
+    """Fused blocks in NHWC order on a CPU too, on the kernels' references: for tests of their arithmetic."""
     attention: Literal["default", "cudnn"] = "default"
     """Which attention kernel torch tries first."""
 
@@ -50,9 +52,10 @@ class EngineOptions:
         return self.use_cuda_graph and self.is_cuda
 
     @property
-    def uses_fused_norms(self) -> bool:
-        """Whether the Triton GroupNorm + SiLU replaces torch's."""
-        return self.use_triton_kernels and self.is_cuda and self.channels_last and not self.compile
+    def is_fused(self) -> bool:
+        """Whether fused blocks replace diffusers' own."""
+        has_place = self.is_cuda or self.fuses_on_cpu
+        return self.use_triton_kernels and self.channels_last and has_place and not self.compile
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,17 +18,23 @@ from engine.schedule import N_STEP_SCALARS, euler_step, guide, scaled_input
 class StepProgram:
     """The base worker's share of a step. Inputs are written into the buffers, then the parts run in order.
 
-    ``scale_in`` (latents → ``latents_in``), ``encode``, then ``decode`` or ``decode_joined`` (prediction, guidance, Euler
-    step → latents).
+    ``project_text`` is to run whenever the context has been written or weights have been patched.
+
+    ``scale_in`` (latents → ``latents_in``), ``encode``, ``decode`` or ``decode_joined`` (prediction, guidance, Euler step →
+    latents). A program of one CFG half stops at its prediction: it lies in ``own_half``; once the other rank's lies in
+    ``other_half``, ``advance`` takes the step.
     """
 
-    def __init__(self, models: SdxlModels, key: ShapeKey, options: EngineOptions, parts: NetworkParts) -> None:
+    def __init__(
+        self, models: SdxlModels, key: ShapeKey, options: EngineOptions, parts: NetworkParts, half: int | None = None
+    ) -> None:
+        """``half``: 0 for the unconditional, 1 for the conditional half of guided requests; ``key.uses_cfg`` is False then."""
         spec, device, dtype = models.spec, options.device, options.dtype
         self.key = key
+        self._half = half
         self._unet = models.unet
         self._parts = parts
         self._memory = torch.channels_last if options.channels_last else torch.contiguous_format
-        self._fused_norm = options.uses_fused_norms
         self._layout = ResidualLayout.of(spec, key.batch, key.height, key.width, is_channels_last=options.channels_last)
         # Finite numbers everywhere: a capture runs the parts on whatever lies in the buffers.
         self.latents = torch.randn(key.latent_shape(spec), device=device, dtype=dtype)
@@ -36,14 +42,27 @@ class StepProgram:
         self.scalars = torch.ones(N_STEP_SCALARS, device=device, dtype=torch.float32)
         self.emb = torch.zeros((key.batch, spec.block_channels[0] * 4), device=device, dtype=dtype)
         self.context = torch.zeros((key.batch, 77, spec.context_width), device=device, dtype=dtype)
+        self._text, self.project_text = parts.text(models.unet, self.context)
         self._encoded: tuple[torch.Tensor, list[torch.Tensor]] | None = None
         self._decode: Part | None = None
-        self._joined: dict[int, Part] = {}
+        self._flat: torch.Tensor | None = None
+        self._joined: Part | None = None
         self.scale_in = parts.recorder.record(self._run_scale_in)
         self.encode = parts.recorder.record(self._run_encode)
+        if half is not None:
+            self._halves = torch.zeros((2, *self.latents.shape), device=device, dtype=dtype)
+            self.own_half, self.other_half = self._halves[half], self._halves[1 - half]
+            self.advance = parts.recorder.record(self._run_advance)
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """The buffer of residuals that :meth:`decode_joined` adds; made on first use."""
+        if self._flat is None:
+            self._flat = torch.zeros(self._layout.n_elements, device=self.latents.device, dtype=self.latents.dtype)
+        return self._flat
 
     def decode(self) -> None:
-        """The second half without residuals."""
+        """The second half of the network without residuals."""
         self.prepare_decode()()
 
     def prepare_decode(self) -> Part:
@@ -53,12 +72,12 @@ class StepProgram:
             self._decode = self._parts.recorder.record(self._decoder(None))
         return self._decode
 
-    def prepare_joined(self, flat: torch.Tensor) -> Part:
-        """The second half with the residuals that lie in ``flat``; captured once a buffer; overwrites latents."""
-        if flat.data_ptr() not in self._joined:
+    def prepare_joined(self) -> Part:
+        """The second half of the network with the residuals that lie in :attr:`flat`; overwrites latents."""
+        if self._joined is None:
             self.encode()
-            self._joined[flat.data_ptr()] = self._parts.recorder.record(self._decoder(self._layout.views(flat)))
-        return self._joined[flat.data_ptr()]
+            self._joined = self._parts.recorder.record(self._decoder(self._layout.views(self.flat)))
+        return self._joined
 
     def _run_scale_in(self) -> None:
         self.latents_in.copy_(scaled_input(self.latents, self.scalars))
@@ -66,7 +85,7 @@ class StepProgram:
     def _run_encode(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         sample = torch.cat([self.latents_in] * 2) if self.key.uses_cfg else self.latents_in
         sample = sample.to(memory_format=self._memory)
-        self._encoded = self._parts.encode(self._unet, sample, self.emb, self.context)
+        self._encoded = self._parts.encode(self._unet, sample, self.emb, self._text)
         return self._encoded
 
     def _decoder(self, residuals: list[torch.Tensor] | None) -> Callable[[], None]:
@@ -74,14 +93,19 @@ class StepProgram:
             if self._encoded is None:
                 raise RuntimeError("StepProgram.decode before encode")
             hidden, skips = self._encoded
-            prediction = self._parts.decode(
-                self._unet, hidden, skips, self.emb, self.context, residuals, fused_norm=self._fused_norm
-            )
+            prediction = self._parts.decode(self._unet, hidden, skips, self.emb, self._text, residuals)
+            if self._half is not None:
+                self.own_half.copy_(prediction)
+                return
             if self.key.uses_cfg:
                 prediction = guide(prediction, self.scalars)
             self.latents.copy_(euler_step(self.latents, prediction, self.scalars))
 
         return run
+
+    def _run_advance(self) -> None:
+        prediction = guide(self._halves.flatten(0, 1), self.scalars)
+        self.latents.copy_(euler_step(self.latents, prediction, self.scalars))
 
 
 class VaeProgram:

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from kernels.group_norm_silu import group_norm_silu
-
 Skips = list[torch.Tensor]
 
 
@@ -50,12 +48,16 @@ def down_and_mid(
     """
     skips = [hidden]
     for block in net.down_blocks:
-        if getattr(block, "has_cross_attention", False):
-            hidden, more = block(hidden_states=hidden, temb=emb, encoder_hidden_states=context)
-        else:
-            hidden, more = block(hidden_states=hidden, temb=emb)
+        hidden, more = down(block, hidden, emb, context)
         skips.extend(more)
     return net.mid_block(hidden, emb, encoder_hidden_states=context), skips
+
+
+def down(block: Any, hidden: torch.Tensor, emb: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Runs one down block; returns its output and its skips."""
+    if getattr(block, "has_cross_attention", False):
+        return block(hidden_states=hidden, temb=emb, encoder_hidden_states=context)  # type: ignore[no-any-return]
+    return block(hidden_states=hidden, temb=emb)  # type: ignore[no-any-return]
 
 
 def encode(
@@ -82,8 +84,6 @@ def decode(
     emb: torch.Tensor,
     context: torch.Tensor,
     residuals: Sequence[torch.Tensor] | None = None,
-    *,
-    fused_norm: bool = False,
 ) -> torch.Tensor:
     """The half after the join.
 
@@ -94,7 +94,6 @@ def decode(
         emb: as for :func:`encode`.
         context: as for :func:`encode`.
         residuals: 9 tensors shaped like ``skips`` and one like ``hidden``, already scaled and summed over ControlNets; or None.
-        fused_norm: run the last norm and activation in one kernel.
 
     Returns:
         Predicted noise, ``[batch, 4, h, w]``.
@@ -110,12 +109,7 @@ def decode(
             hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=taken, encoder_hidden_states=context)
         else:
             hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=taken)
-    norm = unet.conv_norm_out
-    if fused_norm:
-        hidden = group_norm_silu(hidden, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    else:
-        hidden = unet.conv_act(norm(hidden))
-    return unet.conv_out(hidden)
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
 
 def time_ids(height: int, width: int, batch: int, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:

@@ -32,6 +32,7 @@ TORCH = {"torch", "diffusers", "transformers", "peft", "triton", "safetensors"}
         ["plan", "--help"],
         ["simulate", "--help"],
         ["compare", "--help"],
+        ["export", "--help"],
         ["trace", "--help"],
         ["trace", "describe", "--help"],
     ],

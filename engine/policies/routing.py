@@ -35,3 +35,16 @@ def least_loaded(loads: Sequence[float], is_resident: Sequence[bool]) -> int:
         ):
             best = index
     return best
+
+
+def control_load(n_steps: int, start: float, end: float, forward_batch: int) -> float:
+    """How much one use of a ControlNet asks of a worker, in samples per denoising step: what :func:`least_loaded` compares.
+
+    The share of the request's steps in which it is used, times the samples of a forward. ``n_steps`` at least 1. Which steps
+    are in a window: those with ``start <= i / n_steps`` and ``(i + 1) / n_steps <= end``, as Diffusers decides it.
+    """
+    n_used = 0
+    for step in range(n_steps):
+        if start <= step / n_steps and (step + 1) / n_steps <= end:
+            n_used += 1
+    return forward_batch * n_used / n_steps

@@ -169,7 +169,7 @@ def test_a_patch_that_does_not_fit_is_refused_before_anything_is_written() -> No
     down, up, scale = terms[0]
     with pytest.raises(ValueError, match="as many of each"):
         lora_patch([weight], [before], [])
-    with pytest.raises(ValueError, match="up .* and down"):
+    with pytest.raises(ValueError, match=r"up .* and down"):
         lora_patch([weight], [before], [[(down[:, :3].contiguous(), up, scale)]])
     with pytest.raises(ValueError, match=r"torch\.float16"):
         lora_patch([weight], [before], [[(down.half(), up, scale)]])
