@@ -33,6 +33,7 @@ SUMMARIES = {
     "simulate": "Simulate one allocation of a scenario.",
     "plan": "Recommend an allocation for a scenario.",
     "compare": "Put plans side by side.",
+    "export": "Write a plan as files for a cluster, monitoring and finance.",
     "dashboard": "Open the dashboard on this machine.",
 }
 ORDER = list(SUMMARIES)

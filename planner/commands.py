@@ -110,6 +110,52 @@ def compare(
         print_comparison(found, _console())
 
 
+def export(
+    plan: Annotated[
+        Path | None, typer.Argument(metavar="PLAN", help="A plan.json, or the folder it is in; not with --diff.")
+    ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET", help="kubernetes, autoscaling, prometheus, terraform, json, csv or all; may be repeated."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the files; replaced if an export wrote it.")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image, store and nodes of the cluster (YAML).")
+    ] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="OLD NEW", help="Show what changes between two plans.")
+    ] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="With --diff: from NEW back to OLD.")] = False,
+    phase: Annotated[int | None, typer.Option(min=1, help="Export one step of the plan's roadmap.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The profile that holds now; another one makes the plan stale.")
+    ] = None,
+    check_pods: Annotated[
+        bool,
+        typer.Option(
+            "--check-pods", help="Simulate each kind of pod with its share of the traffic, and note the result."
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Export an infeasible or stale plan, and say so in every file.")
+    ] = (False),
+    as_json: AsJson = False,
+) -> None:
+    """Write a plan as files for a cluster, for monitoring and for finance; every file is checked before any is written."""
+    from planner.export.ask import ExportQuestion, answer
+
+    question = ExportQuestion(plan, tuple(to or ()), out, cluster, diff, rollback, phase, profile, force, check_pods)
+    answered = answer(question, datetime.datetime.now(datetime.UTC).date())
+    if as_json:
+        _json(answered.to_plain())
+    else:
+        sys.stdout.write(answered.text)
+
+
 def _check_backend(name: str) -> None:
     from joblib.parallel import BACKENDS
 

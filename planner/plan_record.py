@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.allocation import Topology
-from planner.statistics import Interval
 from traces.problems import InputError, Problem, one_problem
+
+if TYPE_CHECKING:  # reading a plan needs no scipy
+    from planner.statistics import Interval
 
 SCHEMA_VERSION: Final = 1
 FILE_BYTES_MAX: Final = 64 * 2**20

@@ -1,0 +1,173 @@
+"""The plan to be exported, read and judged: an infeasible or stale one leaves only with ``--force``, and then says so everywhere."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibrate.profile import LatencyProfile
+from calibrate.profile_file import load_profile, shipped_profiles
+from engine.allocation import Allocation, allocation_from_plain
+from planner.export.provenance import Provenance
+from planner.export.simulated import SimulatedFigures, read_simulated
+from planner.plan_record import FILE_BYTES_MAX, SCHEMA_VERSION, PlanRecord, TopologyRow, read_plan, to_json
+from planner.prices import STALE_AFTER_DAYS
+from traces.problems import InputError, Problem, one_problem
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One plan that may be exported."""
+
+    plan: PlanRecord
+    allocation: Allocation
+    """The recommended one; of an infeasible plan the nearest feasible one."""
+    cost_usd_per_month: float
+    """As the plan states it for this allocation."""
+    row: TopologyRow | None
+    """What was simulated of the recommended topology; None for an infeasible plan."""
+    provenance: Provenance
+    simulated: SimulatedFigures | None = None
+    """Of the run that the plan keeps beside it; None if there is none."""
+    noise_ratio: tuple[float, float] | None = None
+    """1 % and 99 % of a request's service time over its median, as calibrated; None if the plan's profile is not at hand."""
+
+
+def load_source(
+    path: Path, command: str, today: datetime.date, *, is_forced: bool = False, profile: Path | None = None
+) -> Source:
+    """Reads a plan and decides whether it may be exported.
+
+    Args:
+        path: ``plan.json`` or the folder that holds it.
+        command: Written into every file.
+        today: Decides whether the prices are stale; no file depends on it otherwise.
+        is_forced: Export an infeasible or stale plan all the same, with a warning in every file.
+        profile: The profile that holds now; None: the shipped one of the plan's name, if there is one.
+
+    Raises:
+        InputError: the plan cannot be read, was written by a newer diffplan, contradicts itself, or is infeasible or stale
+            and ``is_forced`` is not given.
+    """
+    refuse_newer_schema(path)
+    plan = read_plan(path)
+    allocation_plain, cost_usd_per_month, warnings = _chosen(plan, path)
+    held = _profile_now(plan, profile)
+    warnings += _stale(plan, today, held)
+    if warnings and not is_forced:
+        raise InputError(
+            [Problem(str(path), text, "a plan that holds", "Plan again, or export with --force") for text in warnings]
+        )
+    allocation = allocation_from_plain(allocation_plain, f"{path} allocation")
+    _check_price(plan, allocation, cost_usd_per_month, path)
+    ids = plan.ids
+    provenance = Provenance(
+        plan_id=hashlib.sha256(to_json(plan).encode()).hexdigest(),
+        scenario_name=ids.scenario_name,
+        profile_name=Path(ids.profile_name).name,  # a file's folder is a matter of the machine that planned
+        profile_id=ids.profile_id,
+        price_table_id=ids.price_table_id,
+        price_as_of=ids.price_as_of,
+        price_usd_per_gpu_hour=ids.price_usd_per_gpu_hour,
+        purchase=ids.purchase,
+        command=command,
+        diffplan_version=ids.diffplan_version,
+        warnings=tuple(f"exported with --force: {text}" for text in warnings),
+    )
+    row = plan.row(plan.recommended) if plan.recommended is not None else None
+    return Source(
+        plan, allocation, cost_usd_per_month, row, provenance,
+        read_simulated(path) if row is not None else None, _noise(plan, held),
+    )  # fmt: skip
+
+
+def _check_price(plan: PlanRecord, allocation: Allocation, cost_usd_per_month: float, path: Path) -> None:
+    """A plan has one price, and its cost is its GPUs at that price, except where GPUs are only paid for while they are needed."""
+    kinds = sorted({pool.gpu_kind for pool in allocation.pools})
+    if len(kinds) > 1:
+        raise one_problem(
+            str(path),
+            f"uses {len(kinds)} GPU kinds and states one price",
+            "one GPU kind",
+            "Export a plan for each kind",
+        )
+    if any(pool.autoscale is not None for pool in allocation.pools):
+        return
+    priced = allocation.n_gpus * plan.ids.price_usd_per_gpu_hour * plan.ids.hours_per_month
+    if abs(priced - cost_usd_per_month) > 0.01:  # a cent: both are the same product, rounded differently at most
+        raise one_problem(
+            str(path),
+            f"says {cost_usd_per_month:.2f} USD a month, its {allocation.n_gpus} GPUs cost {priced:.2f}",
+            "a plan as 'diffplan plan' wrote it",
+            "Plan again",
+        )
+
+
+def _chosen(plan: PlanRecord, path: Path) -> tuple[dict[str, Any], float, list[str]]:
+    if plan.verdict == "recommended":
+        if plan.allocation is None or plan.recommended is None:
+            raise one_problem(f"{path} allocation", "is missing", "the recommended allocation", "Plan again")
+        cost = plan.row(plan.recommended).cost_usd_per_month
+        if cost is None:
+            raise one_problem(f"{path} topologies", "give the recommended one no cost", "a cost", "Plan again")
+        return plan.allocation, cost, []
+    nearest = plan.infeasible
+    if nearest is None or nearest.nearest_allocation is None or nearest.nearest_cost_usd_per_month is None:
+        raise one_problem(
+            str(path), "is infeasible and names no nearest allocation", "a plan with an allocation",
+            "Relax the promise or the limits in the scenario and plan again",
+        )  # fmt: skip
+    text = f"the plan is infeasible ({nearest.binds}: {nearest.why}); this is the nearest allocation: {nearest.nearest}"
+    return nearest.nearest_allocation, nearest.nearest_cost_usd_per_month, [text]
+
+
+def _profile_now(plan: PlanRecord, profile: Path | None) -> LatencyProfile | None:
+    """The profile that holds now: the one given, else the shipped one of that name, if there is one."""
+    if profile is None and plan.ids.profile_name not in shipped_profiles():
+        return None
+    return load_profile(plan.ids.profile_name if profile is None else str(profile))
+
+
+def _stale(plan: PlanRecord, today: datetime.date, held: LatencyProfile | None) -> list[str]:
+    found = []
+    ids = plan.ids
+    if ids.price_as_of:
+        try:
+            as_of = datetime.date.fromisoformat(ids.price_as_of)
+        except ValueError:
+            raise one_problem("plan.json ids.price_as_of", f"got {ids.price_as_of!r:.40}", "YYYY-MM-DD") from None
+        if (today - as_of).days > STALE_AFTER_DAYS:
+            found.append(f"its prices are of {ids.price_as_of}, more than {STALE_AFTER_DAYS} days old")
+    if held is not None and held.profile_id != ids.profile_id:
+        found.append(
+            f"its profile has drifted: planned with {ids.profile_name} {ids.profile_id}, now it is {held.profile_id}"
+        )
+    return found
+
+
+def _noise(plan: PlanRecord, held: LatencyProfile | None) -> tuple[float, float] | None:
+    if held is None or held.profile_id != plan.ids.profile_id or plan.recommended is None:
+        return None
+    stack = plan.recommended if plan.recommended in held.noise_ratio_quantiles else "engine"
+    levels = held.noise_ratio_quantiles.get(stack)
+    return (levels[0], levels[-1]) if levels else None
+
+
+def refuse_newer_schema(path: Path) -> None:
+    """Raises :class:`InputError` with one plain sentence for a plan of a newer schema; any other fault is left to the reader."""
+    path = path / "plan.json" if path.is_dir() else path
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            return
+        version = json.loads(path.read_text(encoding="utf-8")).get("schema_version")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise one_problem(
+            str(path), f"was written by a newer diffplan (plan schema {version})", f"schema {SCHEMA_VERSION} or older",
+            "Update diffplan, or plan again with this one",
+        )  # fmt: skip
