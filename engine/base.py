@@ -24,7 +24,7 @@ from engine.options import (
     TokenIds,
 )
 from engine.parts import NetworkParts
-from engine.program import StepProgram, VaeProgram
+from engine.program import StepProgram, TextProgram, VaeProgram
 from engine.schedule import Schedule
 from engine.step_bench import StepBench
 from engine.text import batch_for_guidance, encode_prompt
@@ -113,6 +113,7 @@ class BaseWorker:
             raise ValueError(f"ControlNets {shared} are both in this process and remote")
         self._programs: dict[tuple[ShapeKey, bool], StepProgram] = {}
         self._vaes: dict[tuple[int, int], VaeProgram] = {}
+        self._texts: dict[int, TextProgram] = {}
         self._now: _Running | None = None
         self.exchange: PredictionExchange | None = None
         """Set by whoever connects the ranks of a CFG pair."""
@@ -168,6 +169,9 @@ class BaseWorker:
             names = [control.name for control in request.controls if control.scale != 0.0]
             self._prepare_sources(program, self._sources(names, remotes))
             self._vae(request.height, request.width)
+            for prompt in (request.prompt, request.negative):
+                if isinstance(prompt, TokenIds) and prompt.ids.shape[0] not in self._texts:
+                    self.encode_prompt(prompt)  # captures
 
     @torch.no_grad()
     def begin(self, request: ImageRequest, remotes: Sequence[ControlSource] = ()) -> int:
@@ -264,6 +268,16 @@ class BaseWorker:
         if self.options.is_cuda:
             torch.cuda.synchronize(self.options.device)
 
+    @torch.no_grad()
+    def encode_prompt(self, prompt: TokenIds | PromptEmbeddings) -> PromptEmbeddings:
+        """Runs both text encoders; embeddings pass through."""
+        if isinstance(prompt, PromptEmbeddings):
+            return encode_prompt(self.models, prompt)
+        n_rows = prompt.ids.shape[0]
+        if n_rows not in self._texts:
+            self._texts[n_rows] = TextProgram(self.models, n_rows, self._parts)
+        return self._texts[n_rows].encode(prompt)
+
     def _on_device(self) -> Any:
         return torch.cuda.device(self.options.device) if self.options.is_cuda else nullcontext()
 
@@ -326,10 +340,10 @@ class BaseWorker:
         return self._vaes[size]
 
     def _encode_text(self, request: ImageRequest) -> PromptEmbeddings:
-        prompt = encode_prompt(self.models, request.prompt)
+        prompt = self.encode_prompt(request.prompt)
         negative = None
         if request.uses_cfg and request.negative is not None:
-            negative = encode_prompt(self.models, request.negative)
+            negative = self.encode_prompt(request.negative)
         return batch_for_guidance(prompt, negative, request.n_images, uses_cfg=request.uses_cfg)
 
     def _noise(self, request: ImageRequest) -> torch.Tensor:

@@ -6,15 +6,17 @@ accumulated in fp32 and rounded once: adding and subtracting in bf16 would drift
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import torch
 from torch import nn
 
 from engine.lora_file import AddOnRefusedError, LoraFile, LoraPair, lora_targets, read_lora
-from kernels.lora_patch import Term, lora_patch
+from kernels.lora_patch import LayerTables, Term, lora_patch, takes_kernel
 
 __all__ = [
     "AddOnRefusedError",
@@ -27,6 +29,10 @@ __all__ = [
     "pin_lora",
     "read_lora",
 ]
+
+
+TABLES_MAX: Final = 16
+"""Sets of layers whose addresses are remembered; LoRAs of one kind patch the same set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class LoraPatcher:
         self._patched: set[str] = set()
         self._staging: list[torch.Tensor] = []
         self._active: tuple[tuple[str, float], ...] = ()
+        self._tables: dict[tuple[str, ...], LayerTables] = {}
 
     @property
     def active(self) -> tuple[tuple[str, float], ...]:
@@ -131,13 +138,15 @@ class LoraPatcher:
             if wrong:
                 raise ValueError(f"LoRA {lora.add_on_id[:12]} was pinned for another network: {wrong}")
         on_device = [self._to_device(place, lora) for place, (lora, _) in enumerate(loras)]
-        uses: dict[str, list[Term]] = {}
-        for flat, (lora, scale) in zip(on_device, loras, strict=True):
-            for layer in lora.layers:
-                uses.setdefault(layer.name, []).append((layer.down(flat), layer.up(flat), scale * layer.factor))
-        self._copy_back(sorted(self._patched - set(uses)))
-        self._write(uses)
-        self._patched = set(uses)
+        names = list(dict.fromkeys(layer.name for lora, _ in loras for layer in lora.layers))
+        self._copy_back(sorted(self._patched - set(names)))
+        for name in names:
+            if name not in self._pristine:
+                self._pristine[name] = self._weight(name).clone()
+        self._patched.update(names)  # before anything is written, so that a failure midway can be restored
+        if names:
+            self._write(names, on_device, loras)
+        self._patched = set(names)
         self._active = tuple((lora.add_on_id, scale) for lora, scale in loras)
 
     @torch.no_grad()
@@ -156,6 +165,7 @@ class LoraPatcher:
         if self._patched:
             raise RuntimeError("LoraPatcher.forget: LoRAs are patched in. Restore first.")
         self._pristine.clear()
+        self._tables.clear()
 
     def _to_device(self, place: int, lora: PinnedLora) -> torch.Tensor:
         """Copies a LoRA into a staging buffer that the next patch reuses."""
@@ -170,9 +180,37 @@ class LoraPatcher:
         """Looked up anew each time: fusing may have moved it."""
         return self._targets[name].weight.data
 
-    def _write(self, uses: Mapping[str, Sequence[Term]]) -> None:
-        for name in uses:
-            if name not in self._pristine:
-                self._pristine[name] = self._weight(name).clone()
-        self._patched.update(uses)  # before anything is written, so that a failure midway can be restored
-        lora_patch([self._weight(name) for name in uses], [self._pristine[name] for name in uses], list(uses.values()))
+    def _write(
+        self, names: Sequence[str], on_device: Sequence[torch.Tensor], loras: Sequence[tuple[PinnedLora, float]]
+    ) -> None:
+        if takes_kernel(self._weight(names[0])):
+            self._write_by_address(tuple(names), on_device, loras)
+            return
+        uses: dict[str, list[Term]] = {name: [] for name in names}
+        for flat, (lora, scale) in zip(on_device, loras, strict=True):
+            for layer in lora.layers:
+                uses[layer.name].append((layer.down(flat), layer.up(flat), scale * layer.factor))
+        lora_patch(
+            [self._weight(name) for name in names], [self._pristine[name] for name in names], list(uses.values())
+        )
+
+    def _write_by_address(
+        self, names: tuple[str, ...], on_device: Sequence[torch.Tensor], loras: Sequence[tuple[PinnedLora, float]]
+    ) -> None:
+        """As :meth:`_write`, without a tensor object for each of a thousand matrices."""
+        if names not in self._tables:
+            if len(self._tables) >= TABLES_MAX:
+                self._tables.clear()
+            weights, pristine = [self._weight(name) for name in names], [self._pristine[name] for name in names]
+            self._tables[names] = LayerTables(weights, pristine)
+        place_of = {name: place for place, name in enumerate(names)}
+        layer_of, rows = [], []
+        for flat, (lora, scale) in zip(on_device, loras, strict=True):
+            at = np.array([(layer.up_at, layer.down_at, layer.rank) for layer in lora.layers], dtype=np.int64)
+            factors = np.array([scale * layer.factor for layer in lora.layers], dtype=np.float64)
+            places = flat.data_ptr() + at[:, :2] * flat.element_size()
+            rows.append(np.column_stack([places, at[:, 2], factors.view(np.int64)]))
+            layer_of += [place_of[layer.name] for layer in lora.layers]
+        order = np.argsort(layer_of, kind="stable")
+        n_terms = np.bincount(layer_of, minlength=len(names)).astype(np.int64)
+        self._tables[names].patch(np.concatenate(rows)[order], n_terms)

@@ -9,10 +9,11 @@ import torch
 from engine.control_stack import ShapeKey
 from engine.controlnet import ResidualLayout
 from engine.graphs import Part
-from engine.models import SdxlModels
-from engine.options import EngineOptions
+from engine.models import N_TEXT_POSITIONS, SdxlModels
+from engine.options import EngineOptions, PromptEmbeddings, TokenIds
 from engine.parts import NetworkParts
 from engine.schedule import N_STEP_SCALARS, euler_step, guide, scaled_input
+from engine.text import encode_prompt
 
 
 class StepProgram:
@@ -106,6 +107,34 @@ class StepProgram:
     def _run_advance(self) -> None:
         prediction = guide(self._halves.flatten(0, 1), self.scalars)
         self.latents.copy_(euler_step(self.latents, prediction, self.scalars))
+
+
+class TextProgram:
+    """Both text encoders over static token ids: launched one by one they take the host 40 ms and more a prompt."""
+
+    def __init__(self, models: SdxlModels, n_rows: int, parts: NetworkParts) -> None:
+        """``n_rows``: prompts encoded together."""
+        device = models.unet.device
+        self._tokens = TokenIds(
+            torch.zeros((n_rows, N_TEXT_POSITIONS), dtype=torch.int64, device=device),
+            torch.zeros((n_rows, N_TEXT_POSITIONS), dtype=torch.int64, device=device),
+        )
+        self._found: PromptEmbeddings | None = None
+
+        def run() -> PromptEmbeddings:
+            self._found = encode_prompt(models, self._tokens)
+            return self._found
+
+        self._encode = parts.recorder.record(run)
+
+    def encode(self, tokens: TokenIds) -> PromptEmbeddings:
+        """Embeddings of as many prompts, in tensors of their own."""
+        self._tokens.ids.copy_(tokens.ids)
+        self._tokens.ids_2.copy_(tokens.ids_2)
+        self._encode()
+        if self._found is None:
+            raise RuntimeError("TextProgram.encode: nothing was encoded")
+        return PromptEmbeddings(self._found.context.clone(), self._found.pooled.clone())
 
 
 class VaeProgram:

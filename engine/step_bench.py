@@ -10,7 +10,7 @@ import torch
 from engine.control_stack import ControlJob, ControlSource, ControlStack, ShapeKey
 from engine.options import ControlInput, PromptEmbeddings
 from engine.program import VaeProgram
-from engine.text import encode_prompt, random_prompt
+from engine.text import random_prompt
 
 if TYPE_CHECKING:
     from engine.base import BaseWorker
@@ -105,8 +105,8 @@ class StepBench:
     def text(self) -> None:
         """Encodes a prompt and a negative prompt."""
         with torch.no_grad():
-            encode_prompt(self._worker.models, self._prompt)
-            encode_prompt(self._worker.models, self._negative)
+            self._worker.encode_prompt(self._prompt)
+            self._worker.encode_prompt(self._negative)
 
     def _fill(self) -> None:
         program = self._program

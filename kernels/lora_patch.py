@@ -60,7 +60,7 @@ def lora_patch(
     refusal = _refusal(weights[0])
     if path == "triton" and refusal:
         raise ValueError(f"lora_patch: {refusal}. Use path='auto'.")
-    if path == "torch" or (path == "auto" and (refusal or not weights[0].is_cuda)):
+    if path == "torch" or (path == "auto" and not takes_kernel(weights[0])):
         lora_patch_reference(weights, pristine, terms)
         return
     with torch.cuda.device(weights[0].device) if weights[0].is_cuda else nullcontext():
@@ -108,6 +108,11 @@ def _check(weights: Sequence[torch.Tensor], pristine: Sequence[torch.Tensor], te
                 )
 
 
+def takes_kernel(weight: torch.Tensor) -> bool:
+    """Whether ``path="auto"`` takes the kernel for layers like this one."""
+    return weight.is_cuda and not _refusal(weight)
+
+
 def _refusal(weight: torch.Tensor) -> str:
     """Why the kernel cannot take these layers; empty if it can."""
     if triton is None:
@@ -118,30 +123,47 @@ def _refusal(weight: torch.Tensor) -> str:
 
 
 def _launch(weights: Sequence[torch.Tensor], pristine: Sequence[torch.Tensor], terms: Sequence[Sequence[Term]]) -> None:
-    device, dtype = weights[0].device, weights[0].dtype
-    tiles = _tiles(tuple(tuple(weight.shape) for weight in weights), str(device))
-    n_terms = [len(uses) for uses in terms]
-    layers = np.empty((len(weights), LAYER_COLUMNS), dtype=np.int64)
-    layers[:, 0] = [weight.data_ptr() for weight in weights]
-    layers[:, 1] = [before.data_ptr() for before in pristine]
-    layers[:, 2] = [weight.shape[0] for weight in weights]
-    layers[:, 3] = [weight.shape[1] for weight in weights]
-    layers[:, 4] = np.cumsum([0, *n_terms[:-1]])
-    layers[:, 5] = n_terms
+    n_terms = np.array([len(uses) for uses in terms], dtype=np.int64)
     flat = [use for uses in terms for use in uses]
-    table = np.empty((max(1, len(flat)), TERM_COLUMNS), dtype=np.int64)
-    for row, (down, up, scale) in zip(table, flat, strict=False):
-        row[:3] = up.data_ptr(), down.data_ptr(), down.shape[0]
-        row[3:] = np.array([scale], dtype=np.float64).view(np.int64)
-    is_pinned = device.type == "cuda"
-    host = torch.from_numpy(np.concatenate([layers.ravel(), table.ravel()]))
-    both = (host.pin_memory() if is_pinned else host).to(device, non_blocking=True)
-    rank_max = max((down.shape[0] for down, _, _ in flat), default=1)
-    block_rank = max(16, min(BLOCK_RANK, triton.next_power_of_2(rank_max)))
-    _patch[(len(tiles),)](
-        tiles, both, both[layers.size :], _type_of(dtype), LAYER_COLUMNS, TERM_COLUMNS, BLOCK_OUT, BLOCK_IN, block_rank,
-        dtype == torch.float32, num_warps=8,
-    )  # fmt: skip
+    table = np.empty((len(flat), TERM_COLUMNS), dtype=np.int64)
+    table[:, 0] = [up.data_ptr() for _, up, _ in flat]
+    table[:, 1] = [down.data_ptr() for down, _, _ in flat]
+    table[:, 2] = [down.shape[0] for down, _, _ in flat]
+    table[:, 3] = np.array([scale for _, _, scale in flat], dtype=np.float64).view(np.int64)
+    LayerTables(weights, pristine).patch(table, n_terms)
+
+
+class LayerTables:
+    """Where some layers lie: for callers that patch the same layers again and again, by addresses instead of tensors."""
+
+    def __init__(self, weights: Sequence[torch.Tensor], pristine: Sequence[torch.Tensor]) -> None:
+        """Layers as :func:`lora_patch` takes them; the tensors stay where they are for as long as this is used."""
+        self.device, self.dtype = weights[0].device, weights[0].dtype
+        self._tiles = _tiles(tuple(tuple(weight.shape) for weight in weights), str(self.device))
+        self._layers = np.zeros((len(weights), LAYER_COLUMNS), dtype=np.int64)
+        self._layers[:, 0] = [weight.data_ptr() for weight in weights]
+        self._layers[:, 1] = [before.data_ptr() for before in pristine]
+        self._layers[:, 2] = [weight.shape[0] for weight in weights]
+        self._layers[:, 3] = [weight.shape[1] for weight in weights]
+
+    def patch(self, terms: np.ndarray, n_terms: np.ndarray) -> None:
+        """Patches all layers.
+
+        Args:
+            terms: int64 ``[n, 4]``, those of the first layer first: address of up, address of down, rank, bits of the float64
+                scale. The tensors are contiguous, of the layers' type, on their device. Nothing checks that.
+            n_terms: int64, how many terms each layer has.
+        """
+        layers = self._layers
+        layers[:, 4] = np.cumsum(n_terms) - n_terms
+        layers[:, 5] = n_terms
+        both = torch.from_numpy(np.concatenate([layers.ravel(), terms.ravel()])).to(self.device)
+        rank_max = int(terms[:, 2].max()) if len(terms) else 1
+        block_rank = max(16, min(BLOCK_RANK, triton.next_power_of_2(rank_max)))
+        _patch[(len(self._tiles),)](
+            self._tiles, both, both[layers.size :], _type_of(self.dtype), LAYER_COLUMNS, TERM_COLUMNS,
+            BLOCK_OUT, BLOCK_IN, block_rank, self.dtype == torch.float32, num_warps=8,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=16)

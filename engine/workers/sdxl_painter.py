@@ -19,7 +19,6 @@ from engine.options import ControlInput, ImageRequest, PromptEmbeddings
 from engine.parts import NetworkParts
 from engine.registry.random_lora import seed_of
 from engine.serving.job import ControlUse, Job
-from engine.text import encode_prompt
 from engine.workers.cfg_exchange import CfgExchange
 from engine.workers.control_image import decode_control_image, encode_png
 from engine.workers.lora_files import LoraFiles
@@ -266,7 +265,7 @@ class SdxlPainter:
     def _text(self, text: str, n_images: int, worker: BaseWorker) -> PromptEmbeddings:
         # One text at a time: the same rows whatever else is in the batch.
         with torch.no_grad():
-            one = encode_prompt(worker.models, self._prompts.ids(text))
+            one = worker.encode_prompt(self._prompts.ids(text))
         return PromptEmbeddings(one.context.repeat(n_images, 1, 1), one.pooled.repeat(n_images, 1))
 
     def _negative(self, job: Job, like: PromptEmbeddings, worker: BaseWorker) -> PromptEmbeddings:
