@@ -17,7 +17,7 @@ import math
 import platform
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,10 @@ from planner.candidates import Shape, fewest_base_replicas, misfit, shapes_of  #
 from planner.evaluation import Bench, evaluate_counts  # noqa: E402
 from planner.replication import Inputs, service_table  # noqa: E402
 from planner.scenario import Scenario  # noqa: E402
-from planner.search import CONTROLNET_LOADS, Evaluation, controlnet_counts, search  # noqa: E402
+from planner.search import CONTROLNET_LOADS, controlnet_counts, search  # noqa: E402
 from planner.service import Sizes  # noqa: E402
 from planner.simulator import ProfileFacts  # noqa: E402
 from planner.topology_search import Task  # noqa: E402
-from planner.workload import Workload  # noqa: E402
 from tests.simulation_builders import workload_of  # noqa: E402
 
 PROFILE = ROOT / "tests" / "data" / "provisional_profile.json"

@@ -74,10 +74,7 @@ def shapes_of(
     the first minutes would decide how many GPUs the whole window needs.
     """
     choice = scenario.policies
-    policies = Policies(
-        choice.queue_limit, choice.lora_cache_gib, choice.lora_patch_by_step,
-        choice.controlnet_host_cache_gib, choice.checkpoint_host_cache_gib,
-    )  # fmt: skip
+    policies = choice.policies()
     checkpoints = dict(
         zip(workload.checkpoint_names, sizes.of_checkpoints(workload.checkpoint_names).tolist(), strict=True)
     )
@@ -216,6 +213,8 @@ def fewest_base_replicas(workload: Workload, service: ServiceTable, latency_s: f
     The requests in time at least include the shortest ``attainment_ratio`` of the work, and all of that work happens on base
     replicas between the first arrival and ``latency_s`` after the last one.
     """
+    if service.batch is not None:
+        return 1  # requests that share a forward take less together than one by one
     n_in_time = math.floor(attainment_ratio * len(workload))
     work_s = float(np.sort(service.alone_s)[:n_in_time].sum())
     span_s = float(workload.arrival_s[-1] - workload.arrival_s[0]) + latency_s

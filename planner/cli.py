@@ -29,11 +29,19 @@ USAGE_ERRORS: tuple[type[click.ClickException], ...] = (
 SUMMARIES = {
     "trace": "Describe, import and synthesise traces of requests.",
     "engine": "Run the serving engine.",
+    "addons": "Govern the add-ons that the engine may load: versions, stages, tenants, audit.",
     "calibrate": "Measure the engine and fit latency profiles.",
+    "diagnose": "Say where time and money of the present service go, and what would help.",
     "simulate": "Simulate one allocation of a scenario.",
     "plan": "Recommend an allocation for a scenario.",
     "compare": "Put plans side by side.",
+    "sweep": "Simulate many allocations into a store that survives interruption.",
+    "theory": "Hold the simulator against queueing theory.",
     "export": "Write a plan as files for a cluster, monitoring and finance.",
+    "observe": "Read what a serving engine did back into tables.",
+    "watch": "Compare a serving engine with its plan.",
+    "roi": "Say what a plan costs in full and what changing to it returns.",
+    "ab": "Judge a test on live traffic from two logs.",
     "dashboard": "Open the dashboard on this machine.",
 }
 ORDER = list(SUMMARIES)

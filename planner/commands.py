@@ -6,10 +6,14 @@ import datetime
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:  # pydantic takes a while to import; --help does without it
+    from engine.allocation import Allocation
+    from planner.scenario import Scenario
 
 INFEASIBLE = 3
 Jobs = Annotated[int, typer.Option(min=1, max=256, help="Processes. The result does not depend on it.")]
@@ -24,8 +28,13 @@ def plan(
     scenario: ScenarioName,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the plan's files; made if it is not there.")],
     jobs: Jobs = 2,
-    backend: Annotated[str, typer.Option(help="joblib backend: loky, or one that you have registered.")] = "loky",
+    backend: Annotated[str, typer.Option(help="loky, threading, ray or dask (the latter two if installed).")] = "loky",
+    address: Annotated[str | None, typer.Option(help="Of a Ray or Dask cluster.")] = None,
     seed: Seed = None,
+    train_until: Annotated[
+        float | None,
+        typer.Option(metavar="HOURS", help="Backtest: plan on the trace up to here, score the plan on the rest."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recommend an allocation for a scenario: which GPUs should run what, what it costs, and why."""
@@ -35,14 +44,20 @@ def plan(
     from planner.plan_run import make_plan, with_seed
     from planner.prices import age_warning
     from planner.scenario import load_scenario
+    from planner.sweep import check_backend, on_backend
     from planner.terminal import print_plan
 
     asked, folder = load_scenario(scenario)
     if seed is not None:
         asked = with_seed(asked, seed)
-    _check_backend(backend)
+    check_backend(backend, address)
     make_folder(out)
-    result = make_plan(asked, folder, jobs=jobs, backend=backend, progress=_say)
+    if train_until is not None:
+        with on_backend(backend, address):
+            _backtest(asked, folder, train_until, out, jobs, backend, as_json)
+        return
+    with on_backend(backend, address):
+        result = make_plan(asked, folder, jobs=jobs, backend=backend, progress=_say)
     warning = age_warning(result.price, datetime.datetime.now(datetime.UTC).date())
     if warning:
         _say(warning)
@@ -66,6 +81,17 @@ def simulate(
     controlnet_replicas: Annotated[
         int, typer.Option(min=0, max=100_000, help="… and, for decoupled, this many ControlNet workers.")
     ] = 0,
+    chrome_trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write the run as a Chrome trace (.json, .json.gz) for ui.perfetto.dev."
+        ),
+    ] = None,
+    uncertainty: Annotated[
+        int | None,
+        typer.Option(min=2, max=200, metavar="N", help="Also N repetitions: how uncertain the figures are, and why."),
+    ] = None,
+    jobs: Jobs = 2,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
@@ -80,17 +106,50 @@ def simulate(
     chosen = chosen_allocation(asked, folder, allocation, topology, replicas, controlnet_replicas)
     done = simulate_once(asked, folder, chosen)
     files = write_simulation(done, out)
+    if chrome_trace is not None:
+        from planner.timeline import write_chrome_trace
+
+        _say(f"Chrome trace: {write_chrome_trace(done.run.result, chrome_trace)}")
+    spread = None
+    if uncertainty is not None:
+        from planner.uncertainty import print_uncertainty, to_plain
+        from planner.uncertainty import uncertainty as measure
+
+        _check_one_topology(chosen)
+        _say(f"{uncertainty} repetitions with everything varied, and as many for each source alone")
+        spread = measure(asked, folder, chosen, uncertainty, jobs=jobs)
     if as_json:
-        _json(done.to_plain())
+        _json(done.to_plain() | ({"uncertainty": to_plain(spread)} if spread is not None else {}))
     else:
         print_simulation(done, files, _console())
+        if spread is not None:
+            print_uncertainty(spread, _console())
 
 
 def compare(
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN…", help="plan.json files, or the folders they are in.")],
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Simulate all of them again on the same arrivals, draws and noise.")
+    ] = False,
+    repetitions: Annotated[int, typer.Option(min=2, max=200, help="With --paired: pairs.")] = 10,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --paired: a run store; what is in it is not simulated again."),
+    ] = None,
+    jobs: Jobs = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Put plans side by side."""
+    """Put plans side by side, or with --paired against each other on the same arrivals."""
+    if paired:
+        from planner.paired import compare_paired, print_paired
+        from planner.paired import to_plain as paired_to_plain
+
+        pairs = compare_paired(plans, repetitions, store=store, jobs=jobs, progress=_say)
+        if as_json:
+            _json(paired_to_plain(pairs))
+        else:
+            print_paired(pairs, _console())
+        return
     from planner.plan_record import read_plan
     from planner.terminal import comparison_rows, print_comparison
     from traces.problems import InputError, Problem
@@ -156,13 +215,32 @@ def export(
         sys.stdout.write(answered.text)
 
 
-def _check_backend(name: str) -> None:
-    from joblib.parallel import BACKENDS
+def _backtest(
+    asked: Scenario, folder: Path, train_until_h: float, out: Path, jobs: int, backend: str, as_json: bool
+) -> None:
+    from planner.backtest import backtest, print_backtest, to_plain, write_backtest
 
+    done = backtest(asked, folder, train_until_h, jobs=jobs, backend=backend, progress=_say)
+    files = write_backtest(done, folder, out)
+    if as_json:
+        _json(to_plain(done))
+    else:
+        print_backtest(done, files, _console())
+    if done.past.allocation is None:
+        raise typer.Exit(INFEASIBLE)
+
+
+def _check_one_topology(allocation: Allocation) -> None:
     from traces.problems import one_problem
 
-    if name not in BACKENDS:
-        raise one_problem("--backend", f"got {name!r}", f"one of {', '.join(sorted(BACKENDS))}")
+    topologies = sorted({pool.topology for pool in allocation.pools_of("base")})
+    kinds = sorted({pool.gpu_kind for pool in allocation.pools})
+    if len(topologies) != 1 or len(kinds) != 1:
+        raise one_problem(
+            "--uncertainty",
+            f"the allocation has {', '.join(topologies)} on {', '.join(kinds)}",
+            "one topology and GPU kind",
+        )
 
 
 def _console() -> Console:

@@ -12,8 +12,9 @@ import joblib
 
 from engine.allocation import Allocation, Topology
 from planner.candidates import Counts
+from planner.evaluation import confirm
 from planner.explain import gpus_words
-from planner.replication import Confirmation, confirm
+from planner.replication import Confirmation
 from planner.scenario import Scenario
 from planner.search import one_more
 from planner.statistics import t_interval
@@ -41,7 +42,10 @@ class Pace:
         with warnings.catch_warnings():
             # loky replaces a worker whose memory has grown, which large traces do, and tells users about it
             warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-            yield from joblib.Parallel(n_jobs=self.jobs, backend=self.backend, return_as="generator")(tasks)
+            # a cluster's backend is set around the whole plan; Ray's gives all results at the end
+            backend = None if self.backend in ("ray", "dask") else self.backend
+            return_as = "list" if self.backend == "ray" else "generator"
+            yield from joblib.Parallel(n_jobs=self.jobs, backend=backend, return_as=return_as)(tasks)
 
 
 @dataclass(slots=True)

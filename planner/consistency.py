@@ -22,12 +22,13 @@ class BrokenRunError(AssertionError):
     """A run violated a law that holds for every run: a fault of the simulator (or of an engine's log), not of the input."""
 
 
-def check_run(result: SimulationResult, workload: Workload) -> None:
+def check_run(result: SimulationResult, workload: Workload, *, may_batch: bool = False) -> None:
     """Raises :class:`BrokenRunError` with every violated law and the first request or worker that shows it.
 
     Laws: each request of the workload (up to the run's cut) is recorded once, in order, with a known status · a done request
     has arrival ≤ start ≤ end, latency = end − arrival, and its stages fill start to end · one that is not done has no
-    latency · on a base worker no request starts before the one before ended · no worker works more than its span.
+    latency · on a base worker no request starts before the one before ended (``may_batch``: those that start together end
+    together) · no worker works more than its span, or while it is down.
     """
     frame = result.requests
     violations: list[str] = []
@@ -61,6 +62,9 @@ def check_run(result: SimulationResult, workload: Workload) -> None:
     order = order[is_done[order]]
     worker = frame["worker_id"].to_numpy(dtype=object)[order]
     overlaps = (worker[1:] == worker[:-1]) & (column["start_s"][order][1:] < column["end_s"][order][:-1] - slack_s)
+    if may_batch:
+        start_s, end_s = column["start_s"][order], column["end_s"][order]
+        overlaps &= ~((start_s[1:] == start_s[:-1]) & (end_s[1:] == end_s[:-1]))
     law("starts on a worker that is still busy", overlaps, ids[order][1:])
     if violations:
         raise BrokenRunError("; ".join(violations))

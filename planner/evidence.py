@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from planner.candidates import Counts, Shape
 from planner.confirmation import Contender
 from planner.cost import cost_of
-from planner.plan_record import AlternativeRow, Estimate, PoolRow, TopologyRow, TrafficRecord
+from planner.plan_record import (
+    AlternativeRow,
+    DoubtRow,
+    Estimate,
+    PoolRow,
+    SelectionRecord,
+    TopologyRow,
+    TrafficRecord,
+)
 from planner.prices import Price
 from planner.scenario import Scenario
 from planner.search import Evaluation
+from planner.settling import Doubt, Settled
 from planner.statistics import Interval, intervals, t_interval
 from planner.traffic import Traffic
 
 CLOSE_COST_RATIO: Final = 1.10
+OTHER_KIND_COST_RATIO: Final = 1.25
+"""Another topology or shape is worth knowing of at a larger distance than one replica more or less of the same."""
+ALTERNATIVES_OF_A_KIND_MAX: Final = 2
 ALTERNATIVES_MAX: Final = 6
 
 
@@ -102,22 +115,30 @@ def _as_share(interval: Interval) -> Estimate:
 def alternative_rows(
     scenario: Scenario, contenders: Sequence[Contender], chosen: Contender, price: Price
 ) -> tuple[AlternativeRow, ...]:
-    """Allocations of the searches that cost about as much as the recommendation, cheapest first.
+    """Allocations of the searches that cost about as much as the recommendation, cheapest first, a few of each kind.
 
     Smaller ones than a topology's confirmed allocation are left out: the confirmation refused them.
     """
     n_best = chosen.allocation.n_gpus
     rows: list[tuple[tuple[int, int, Counts], AlternativeRow]] = []
+    kinds: Counter[tuple[str, str]] = Counter()
     for order, contender in enumerate(contenders):
-        for shape, seen in contender.search.looked_at:
+        for shape, seen in sorted(contender.search.looked_at, key=lambda item: (item[1].n_gpus, item[1].counts)):
+            kind = (shape.topology, shape.name)
+            is_same_kind = chosen.search.shape is not None and kind == (
+                chosen.search.topology,
+                chosen.search.shape.name,
+            )
             is_chosen = contender is chosen and seen.counts == chosen.counts and shape is chosen.search.shape
             if (
                 is_chosen
                 or (contender.counts is not None and seen.n_gpus < sum(contender.counts))
-                or seen.n_gpus > CLOSE_COST_RATIO * n_best
+                or seen.n_gpus > (CLOSE_COST_RATIO if is_same_kind else OTHER_KIND_COST_RATIO) * n_best
                 or seen.attainment_ratio < scenario.slo.attainment_ratio
+                or kinds[kind] == ALTERNATIVES_OF_A_KIND_MAX
             ):
                 continue
+            kinds[kind] += 1
             rows.append(((seen.n_gpus, order, seen.counts), _alternative(scenario, shape, seen, price)))
     return tuple(row for _, row in sorted(rows, key=lambda item: item[0])[:ALTERNATIVES_MAX])
 
@@ -153,4 +174,43 @@ def traffic_record(scenario: Scenario, traffic: Traffic) -> TrafficRecord:
         peak_to_mean_before=before.peak_to_mean,
         peak_to_mean=after.peak_to_mean,
         notes=traffic.notes,
+    )
+
+
+def selection_record(
+    scenario: Scenario,
+    settled: Settled,
+    winner: TopologyRow,
+    rows: Sequence[TopologyRow],
+    price: Price,
+    checked_by: str,
+) -> SelectionRecord:
+    """How sure the choice is, and how far away the next best topology."""
+    others = [row for row in rows if row.verdict == "meets_slo" and row.topology != winner.topology]
+    second = min(others, key=lambda row: row.cost_usd_per_month or 0.0, default=None)
+    gap = None if second is None else (second.cost_usd_per_month or 0.0) - (winner.cost_usd_per_month or 0.0)
+    return SelectionRecord(
+        probability_of_correct_selection=settled.probability,
+        chosen=_doubt_row(scenario, settled, settled.chosen, price),
+        cheaper=tuple(_doubt_row(scenario, settled, doubt, price) for doubt in settled.cheaper),
+        runner_up_topology=None if second is None else second.topology,
+        runner_up_gap_usd_per_month=gap,
+        checked_by=checked_by,
+    )
+
+
+def _doubt_row(scenario: Scenario, settled: Settled, doubt: Doubt, price: Price) -> DoubtRow:
+    shape = doubt.contender.search.shape
+    assert shape is not None  # noqa: S101  only shapes are repeated
+    allocation = shape.allocation(doubt.counts)
+    slo = scenario.slo
+    hours = scenario.prices.hours_per_month
+    return DoubtRow(
+        topology=shape.topology,
+        pools={pool.name: pool.n_replicas for pool in allocation.pools},
+        n_gpus=allocation.n_gpus,
+        cost_usd_per_month=cost_of(allocation.n_gpus, 0.0, price.price_usd_per_gpu_hour, hours).cost_usd_per_month,
+        slo_attainment_ratio=_as_share(t_interval(doubt.attained, slo.confidence)),
+        n_repetitions=len(doubt.confirmations),
+        probability_meets_slo=settled.probability_of(doubt, slo.attainment_ratio),
     )

@@ -105,6 +105,48 @@ class AlternativeRow(_Record):
     meets_slo_in_search: bool
 
 
+class DoubtRow(_Record):
+    """An allocation that was repeated to settle the choice: the choice itself, or a cheaper one."""
+
+    topology: Topology
+    pools: dict[str, int]
+    n_gpus: int
+    cost_usd_per_month: float
+    slo_attainment_ratio: Estimate
+    n_repetitions: int
+    probability_meets_slo: float
+
+
+class SelectionRecord(_Record):
+    """How sure the choice is."""
+
+    probability_of_correct_selection: float
+    """Lower bound on the probability that the choice meets the promise and no cheaper allocation that came near does."""
+    chosen: DoubtRow
+    cheaper: tuple[DoubtRow, ...]
+    """Cheaper allocations that came near and do not hold."""
+    runner_up_topology: Topology | None
+    runner_up_gap_usd_per_month: Number
+    """What the next best topology costs more."""
+    checked_by: str
+    """Which runs of the compiled tier the SimPy model confirmed, in words."""
+
+
+class FlipPoint(_Record):
+    """How far one thing may move, all else as planned, before another topology is cheaper."""
+
+    what: str
+    """``traffic``, ``price of ControlNet workers' GPUs``, or a law of the profile."""
+    winner_until: Number
+    """Factor at which the ranking changes; null if it does not within ``looked_from..looked_to``."""
+    then: Topology | None
+    """What is cheaper beyond it."""
+    looked_from: float
+    looked_to: float
+    how: str
+    """What the figure rests on."""
+
+
 class StepRow(_Record):
     """One row of the saving waterfall."""
 
@@ -156,6 +198,53 @@ class TrafficRecord(_Record):
     notes: tuple[str, ...]
 
 
+class AbTestRow(_Record):
+    """The smallest test on live traffic that would detect what a phase promises."""
+
+    figure: str
+    """What is compared: ``mean latency`` or ``share in time``."""
+    promised_difference: float
+    """New less old, seconds or share; for a phase that promises no difference, how much worse it may at most be."""
+    is_no_worse_test: bool
+    """Whether the test is for not being worse by more than that, rather than for a difference."""
+    share_ratio: float
+    """Of the requests that go to the new fleet."""
+    duration_h: float
+    n_requests_new: int
+    n_requests_old: int
+    significance: float
+    power: float
+    design_effect: float
+    """Requests that carry as much information as one independent request: latencies in a queue resemble their neighbours."""
+
+
+class PhaseRow(_Record):
+    """One step of the way from today's fleet to the recommendation and beyond."""
+
+    number: int
+    name: Literal["measure", "carve out", "parallelise and tune", "autoscale"]
+    is_worthwhile: bool
+    what: str
+    """What is done; why not, if it is not worthwhile."""
+    topology: Topology | None
+    allocation: dict[str, Any] | None
+    """What the new fleet runs in this phase; None if nothing new runs."""
+    n_gpus_new: int
+    n_gpus_today: int
+    """GPUs that go on as they run today."""
+    cost_usd_per_month: Number
+    """GPUs of both."""
+    latency_p50_s: Estimate
+    latency_p95_s: Estimate
+    slo_attainment_ratio: Estimate
+    watch: tuple[str, ...]
+    gate: str
+    """What must hold before the next phase."""
+    roll_back: str
+    """When to go back, and how."""
+    test: AbTestRow | None
+
+
 class Ids(_Record):
     """What reproduces the plan."""
 
@@ -200,6 +289,11 @@ class PlanRecord(_Record):
     ids: Ids
     notes: tuple[str, ...]
     """What the numbers leave out or take for granted."""
+    selection: SelectionRecord | None = None
+    """None in an infeasible plan, and in plans written before there was one."""
+    flip_points: tuple[FlipPoint, ...] = ()
+    roadmap: tuple[PhaseRow, ...] = ()
+    """The phases of the introduction; empty until ``diffplan roi --into-plan`` writes them."""
 
     def row(self, topology: str) -> TopologyRow:
         """The row of a topology; raises KeyError if it did not compete."""
@@ -211,7 +305,10 @@ class PlanRecord(_Record):
 
 def to_json(plan: PlanRecord) -> str:
     """Canonical JSON with a final newline."""
-    return json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    plain = plan.model_dump(mode="json")
+    if not plan.roadmap:  # so that plans without one keep their bytes
+        del plain["roadmap"]
+    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_plan(path: Path) -> PlanRecord:

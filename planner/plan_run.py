@@ -9,14 +9,28 @@ from typing import Final
 
 from engine.allocation import Allocation
 from planner import __version__
+from planner.agreement import RELATIVE_MAX, check_allocation, check_run
 from planner.confirmation import Contender, Pace, Progress, confirm_all, search_all
-from planner.evidence import alternative_rows, topology_row, traffic_record
+from planner.evaluation import Bench, repetition_bench
+from planner.evidence import alternative_rows, selection_record, topology_row, traffic_record
 from planner.explain import limited_by, note_lines, plan_sentence, runner_up_sentence
+from planner.flips import flip_points
 from planner.nearest import nearest_feasible, plain_allocation
-from planner.plan_record import AlternativeRow, Ids, Infeasible, PlanRecord, StepRow, TopologyRow, WaterfallRecord
+from planner.plan_record import (
+    AlternativeRow,
+    FlipPoint,
+    Ids,
+    Infeasible,
+    PlanRecord,
+    SelectionRecord,
+    StepRow,
+    TopologyRow,
+    WaterfallRecord,
+)
 from planner.prices import Price, find_price, shipped_tables
 from planner.replication import Inputs, Run, load_inputs, repeat_allocation
 from planner.scenario import Scenario, resolve, scenario_sha256
+from planner.settling import settle
 from planner.traffic import Traffic, build_traffic, source_trace, variation_of
 from planner.waterfall import build_waterfall
 
@@ -54,20 +68,25 @@ def make_plan(
     progress(f"{len(traffic.workload)} requests over {hours:.2f} h; searching {len(scenario.topologies)} topologies")
     contenders = search_all(scenario, folder, scenario.topologies, pace)
     confirm_all(scenario, folder, contenders, pace)
+    settled = settle(scenario, folder, contenders, len(traffic.workload), pace)
     rows = {contender.search.topology: topology_row(scenario, contender, price) for contender in contenders}
     winner = _cheapest(rows.values())
-    if winner is None:
+    if winner is None or settled is None:
         infeasible = nearest_feasible(scenario, folder, contenders, price, pace)
         record = _record(scenario, folder, inputs, price, traffic, tuple(rows.values()), infeasible=infeasible)
         return PlanResult(record, None, None, price)
     chosen = next(contender for contender in contenders if contender.search.topology == winner.topology)
     run = _first_run(scenario, folder, inputs, chosen)
+    pace.progress("checking the winner and the runner-up with the SimPy model")
+    checked_by = _check_tiers(scenario, folder, contenders, chosen, run)
     said = limited_by(scenario, chosen.allocation, run, chosen.search, chosen.counts or ())
     winner = winner.model_copy(update={"limited_by": said})
     rows[winner.topology] = winner
     record = _record(
         scenario, folder, inputs, price, traffic, tuple(rows.values()), winner=winner, chosen=chosen,
         alternatives=alternative_rows(scenario, contenders, chosen, price),
+        selection=selection_record(scenario, settled, winner, tuple(rows.values()), price, checked_by),
+        flips=flip_points(scenario, inputs, traffic.workload, contenders, winner.topology),
     )  # fmt: skip
     return PlanResult(record, chosen.allocation, run, price)
 
@@ -84,6 +103,8 @@ def _record(
     chosen: Contender | None = None,
     alternatives: tuple[AlternativeRow, ...] = (),
     infeasible: Infeasible | None = None,
+    selection: SelectionRecord | None = None,
+    flips: tuple[FlipPoint, ...] = (),
 ) -> PlanRecord:
     waterfall = _waterfall(rows, winner) if winner is not None else None
     return PlanRecord(
@@ -104,6 +125,8 @@ def _record(
         traffic=traffic_record(scenario, traffic),
         ids=_ids(scenario, inputs, price, traffic),
         notes=note_lines(scenario, inputs, traffic, variation_of(scenario, source_trace(scenario, folder).duration_s)),
+        selection=selection,
+        flip_points=flips,
     )
 
 
@@ -148,6 +171,24 @@ def _cheapest(rows: Iterable[TopologyRow]) -> TopologyRow | None:
 def _first_run(scenario: Scenario, folder: Path, inputs: Inputs, chosen: Contender) -> Run:
     workload = build_traffic(scenario, folder, 0).workload
     return repeat_allocation(scenario, inputs, workload, chosen.search.topology, chosen.allocation, 0)
+
+
+def _check_tiers(scenario: Scenario, folder: Path, contenders: Iterable[Contender], chosen: Contender, run: Run) -> str:
+    """Runs the runner-up on the SimPy model too; says what was compared. Raises if the tiers disagree, which no plan survives."""
+
+    def bench(contender: Contender) -> Bench:
+        return repetition_bench(scenario, folder, contender.search.topology, 0)
+
+    agreement = check_run(bench(chosen), chosen.allocation, run)
+    if agreement is None:
+        return "every run is the SimPy model's"
+    said = f"winner ({agreement.n_requests} requests)"
+    others = [one for one in contenders if one.is_confirmed and one is not chosen]
+    second = min(others, key=lambda one: one.allocation.n_gpus, default=None)
+    if second is not None:
+        other = check_allocation(bench(second), second.allocation)
+        said += f" and runner-up ({other.n_requests} requests)" if other is not None else ""
+    return f"{said}: the SimPy model gives the same times to {RELATIVE_MAX:g}"
 
 
 def _ids(scenario: Scenario, inputs: Inputs, price: Price, traffic: Traffic) -> Ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -10,14 +11,14 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from calibrate.profile import LatencyProfile, OutOfDomainError
+from calibrate.profile import GRADES, Grade, LatencyProfile, OutOfDomainError
 from calibrate.profile_file import load_profile, shipped_profiles
 from engine.allocation import GIB, Allocation, Topology, read_catalogue
 from planner.candidates import Counts, Shape
 from planner.scenario import Scenario, resolve
 from planner.search import QUEUE, Evaluation
 from planner.service import ServiceTable, Sizes, build_service
-from planner.simulator import ProfileFacts, SimulationResult, simulate
+from planner.simulator import ProfileFacts, SimulationResult, mechanisms_in_use, simulate
 from planner.statistics import Metrics, summarise
 from planner.traffic import build_traffic, stream_seed
 from planner.workload import Workload
@@ -66,9 +67,21 @@ def load_inputs(scenario: Scenario, folder: Path) -> Inputs:
 
 
 def service_table(
-    scenario: Scenario, inputs: Inputs, workload: Workload, topology: Topology, *, draw: int | None, noise_seed: int
+    scenario: Scenario,
+    inputs: Inputs,
+    workload: Workload,
+    topology: Topology,
+    *,
+    draw: int | None,
+    noise_seed: int,
+    allocation: Allocation | None = None,
 ) -> ServiceTable:
-    """Service times of a workload; a request outside the measured box is the user's to decide on, so an InputError."""
+    """Service times of a workload; a request outside the measured box is the user's to decide on, so an InputError.
+
+    With an allocation, also what its batches and links need.
+    """
+    policies = scenario.policies if allocation is None else allocation.policies
+    links = () if allocation is None or "links" not in mechanisms_in_use(allocation) else allocation.links
     try:
         return build_service(
             workload,
@@ -76,10 +89,12 @@ def service_table(
             inputs.profile,
             inputs.sizes,
             link_kind=scenario.policies.link,
-            lora_patch_by_step=scenario.policies.lora_patch_by_step,
+            lora_patch_by_step=policies.lora_patch_by_step,
             draw=draw,
             extrapolate=scenario.profile.extrapolate,
             noise_seed=noise_seed,
+            forward_batch_max=policies.forward_batch_max,
+            links=links,
         )
     except OutOfDomainError as error:
         raise one_problem(f"profile {scenario.profile.name}", str(error)) from None
@@ -101,11 +116,87 @@ class Run:
 
 
 def run_allocation(
-    scenario: Scenario, inputs: Inputs, workload: Workload, allocation: Allocation, service: ServiceTable
+    scenario: Scenario,
+    inputs: Inputs,
+    workload: Workload,
+    allocation: Allocation,
+    service: ServiceTable,
+    repetition: int | None = None,
 ) -> Run:
-    """Simulates; every base pool uses ``service``."""
+    """Simulates; every base pool uses ``service``. What the world does differs from one repetition to the next."""
     services = {pool.name: service for pool in allocation.pools_of("base")}
-    result = simulate(workload, allocation, services, inputs.sizes, inputs.facts)
+    return _measured(
+        scenario, workload, _simulated(scenario, inputs, workload, allocation, services, inputs.facts, repetition)
+    )
+
+
+def run_fleet(
+    scenario: Scenario, folder: Path, workload: Workload, allocation: Allocation, noise_seed: int
+) -> tuple[Run, dict[str, str]]:
+    """Simulates pools of any topologies and GPU kinds, each with its own service times; also law to the worst grade.
+
+    Raises:
+        InputError: a pool's GPU kind has no profile in the scenario, or an input cannot be used.
+    """
+    inputs = inputs_by_kind(scenario, folder, {pool.gpu_kind for pool in allocation.pools})
+    common = inputs[allocation.pools_of("base")[0].gpu_kind]
+    is_mixed = len({pool.gpu_kind for pool in allocation.pools}) > 1
+    services: dict[str, ServiceTable] = {}
+    known: dict[tuple[str, Topology], ServiceTable] = {}
+    for pool in allocation.pools:
+        if pool.role == "controlnet" and not is_mixed:
+            continue
+        key = pool.gpu_kind, pool.topology
+        if key not in known:
+            known[key] = service_table(
+                scenario, inputs[pool.gpu_kind], workload, pool.topology, draw=None, noise_seed=noise_seed, allocation=allocation
+            )  # fmt: skip
+        services[pool.name] = known[key]
+    facts = {pool.name: inputs[pool.gpu_kind].facts for pool in allocation.pools} if is_mixed else common.facts
+    result = _simulated(scenario, common, workload, allocation, services, facts, None)
+    worst: dict[str, Grade] = {}
+    for table in known.values():
+        for law, grade in table.grades.items():
+            worst[law] = max(worst.get(law, grade), grade, key=GRADES.index)
+    return _measured(scenario, workload, result), {law: str(worst[law]) for law in sorted(worst)}
+
+
+def inputs_by_kind(scenario: Scenario, folder: Path, kinds: set[str]) -> dict[str, Inputs]:
+    """The inputs of every GPU kind; raises :class:`InputError` for one that neither the profile nor ``gpu.others`` covers."""
+    found = {}
+    own = load_inputs(scenario, folder)
+    others = {item.kind: item.profile for item in scenario.gpu.others}
+    unknown = sorted(kinds - {own.gpu_kind, *others})
+    if unknown:
+        raise one_problem(
+            "allocation gpu_kind", f"got {', '.join(unknown)}", f"{own.gpu_kind}, the kind of profile {scenario.profile.name!r}"
+            + (f", or {', '.join(sorted(others))}" if others else ""),
+            "Take an allocation for that kind, or name a profile of the other under gpu.others",
+        )  # fmt: skip
+    for kind in sorted(kinds):
+        if kind == own.gpu_kind:
+            found[kind] = own
+        else:
+            profile = scenario.profile.model_copy(update={"name": others[kind]})
+            gpu = scenario.gpu.model_copy(update={"kind": kind, "device_memory_gib": None, "others": ()})
+            found[kind] = load_inputs(scenario.model_copy(update={"profile": profile, "gpu": gpu}), folder)
+    return found
+
+
+def _simulated(
+    scenario: Scenario,
+    inputs: Inputs,
+    workload: Workload,
+    allocation: Allocation,
+    services: Mapping[str, ServiceTable],
+    facts: ProfileFacts | Mapping[str, ProfileFacts],
+    repetition: int | None,
+) -> SimulationResult:
+    seed = stream_seed(scenario.simulation.seed, "world", 0 if repetition is None else 1 + repetition)
+    return simulate(workload, allocation, services, inputs.sizes, facts, world=scenario.world.world(seed))
+
+
+def _measured(scenario: Scenario, workload: Workload, result: SimulationResult) -> Run:
     warmup_s = warmup_of(scenario, workload)
     metrics = summarise(result, scenario.slo.latency_s, warmup_s=warmup_s)
     frame = result.requests
@@ -208,4 +299,4 @@ def repeat_allocation(
 ) -> Run:
     """The run of one repetition, logs included."""
     service = repetition_service(scenario, inputs, workload, topology, repetition)
-    return run_allocation(scenario, inputs, workload, allocation, service)
+    return run_allocation(scenario, inputs, workload, allocation, service, repetition)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import jinja2
 
 from planner.explain import gpus_words, pools_words, usd
-from planner.plan_record import Estimate, PlanRecord, TopologyRow
+from planner.plan_record import DoubtRow, Estimate, PlanRecord, TopologyRow
 from planner.statistics import LATENCY_LEVELS
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -115,6 +115,14 @@ def cost_bars(plan: PlanRecord) -> tuple[Bar, ...]:
     )  # fmt: skip
 
 
+def doubt_rows(plan: PlanRecord) -> list[tuple[str, DoubtRow]]:
+    """The recommendation and every cheaper allocation that came near, named by their pools."""
+    if plan.selection is None:
+        return []
+    rows = [plan.selection.chosen, *plan.selection.cheaper]
+    return [(f"{row.topology} ({', '.join(f'{n} {name}' for name, n in row.pools.items())})", row) for row in rows]
+
+
 def markdown(plan: PlanRecord) -> str:
     """``report.md``."""
     return _environment(autoescape=False).get_template("report.md.j2").render(**_context(plan))
@@ -155,6 +163,16 @@ def _context(plan: PlanRecord) -> dict[str, Any]:
             (row.topology, seconds_words(row.plain_latency_p50_s), seconds_words(row.plain_latency_p99_s))
             for row in plan.topologies
             if row.plain_latency_p50_s.mean is not None
+        ],
+        "doubts": doubt_rows(plan),
+        "roadmap": [
+            (
+                phase,
+                seconds_words(phase.latency_p50_s),
+                seconds_words(phase.latency_p95_s),
+                share_words(phase.slo_attainment_ratio),
+            )
+            for phase in plan.roadmap
         ],
         "bars": bars,
         "chart_height": 20 + 34 * len(bars),

@@ -10,10 +10,12 @@ import io
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
 from engine.allocation import LinkKind, Policies
+from planner.scenario_mechanisms import OrderTable, WorldTable
+from planner.scenario_mechanisms import Table as _Table
 from planner.strict_yaml import read_strict
 from traces.problems import one_problem
 
@@ -21,10 +23,6 @@ SAMPLE_PREFIX: Final = "sample:"
 SHIPPED: Final = Path(__file__).parent / "scenarios"
 ScenarioTopology = Literal["diffusers", "diffusers_tuned", "colocated", "decoupled"]
 ShiftLaw = Literal["same_hours", "independent", "amplify"]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Window(_Table):
@@ -93,11 +91,29 @@ class ProfileChoice(_Table):
     )
 
 
+class OtherKind(_Table):
+    """A GPU kind that pools of an allocation file may have beside the profile's own."""
+
+    kind: Annotated[str, Field(min_length=1, max_length=100)]
+    profile: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="Its profile: a shipped one, or a file relative to this scenario.",
+        ),
+    ]
+
+
 class Gpu(_Table):
     """The GPUs to be rented."""
 
     kind: Annotated[str | None, Field(max_length=100, description="null: the profile's.")] = None
     device_memory_gib: Annotated[float | None, Field(gt=0, le=4096, description="null: the profile's.")] = None
+    others: Annotated[
+        tuple[OtherKind, ...],
+        Field(max_length=16, description="Further kinds that an allocation may use (simulate only)."),
+    ] = ()
 
 
 class Prices(_Table):
@@ -131,7 +147,7 @@ class AddOns(_Table):
 _DEFAULTS: Final = Policies()
 
 
-class PolicyChoice(_Table):
+class PolicyChoice(OrderTable):
     """Settings of the serving policies, the same for every topology."""
 
     queue_limit: Annotated[
@@ -151,6 +167,10 @@ class PolicyChoice(_Table):
     controlnet_host_cache_gib: Annotated[float, Field(ge=0, le=65_536)] = _DEFAULTS.controlnet_host_cache_gib
     checkpoint_host_cache_gib: Annotated[float, Field(ge=0, le=65_536)] = _DEFAULTS.checkpoint_host_cache_gib
     link: Annotated[LinkKind, Field(description="Between base and ControlNet workers.")] = "nvlink"
+
+    def policies(self) -> Policies:
+        """As an allocation carries them."""
+        return Policies(**{name: value for name, value in self.settings().items() if name != "link"})  # type: ignore[arg-type]
 
 
 class SearchLimits(_Table):
@@ -203,6 +223,9 @@ class Scenario(_Table):
         "decoupled",
     )
     policies: PolicyChoice = PolicyChoice()
+    world: Annotated[WorldTable, Field(description="Failures, reclaims, retries, the store: all off by default.")] = (
+        WorldTable()
+    )
     search: SearchLimits = SearchLimits()
     simulation: SimulationSettings = SimulationSettings()
 

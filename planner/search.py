@@ -1,13 +1,16 @@
 """Finds the fewest replicas of a shape that meet the SLO in simulation, under common random numbers.
 
-With fixed arrays more base replicas are never much worse, so the base pool is bisected; ControlNet pools are started at
-several utilisations and then lowered one replica at a time. Deterministic: no clock, no randomness of its own.
+With fixed arrays more replicas are never much worse, so what meets the SLO has a monotone frontier. A first allocation on it is
+found by bisecting the base pool beside ControlNet pools of several utilisations. Then the frontier is searched for a cheaper
+one: how far each pool can go down while the others have plenty bounds it from below, and only allocations between those bounds
+and one GPU less than the best are looked at. Deterministic: no clock, no randomness of its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +24,10 @@ STALLS_MAX: Final = 2
 GAIN_MIN_RATIO: Final = 0.1
 """A growth that closes less than this share of the gap to the target has stalled."""
 DESCENTS_MAX: Final = 8
+PLENTY: Final = 3
+"""Others' replicas over the best's while one pool is lowered: with three times as many they no longer bind."""
+LINE_MAX: Final = 48
+"""Allocations of one size that are looked at before that size is given up."""
 BUSY_RATIO_MAX: Final = 0.85
 """ControlNet workers busier than this are not worth simulating: at 0.9 an M/D/c of a few workers already doubles its step."""
 
@@ -65,15 +72,24 @@ class Evaluator:
         self.target = target
         self.gpus_max = gpus_max
         self.seen: dict[Counts, Evaluation] = {}
+        self._misses: list[Counts] = []
 
     def __call__(self, counts: Counts) -> Evaluation:
         if counts not in self.seen:
-            self.seen[counts] = self._evaluate(counts)
+            found = self.seen[counts] = self._evaluate(counts)
+            if found.attainment_ratio < self.target:
+                self._misses.append(counts)
         return self.seen[counts]
 
     def meets(self, counts: Counts) -> bool:
         """Whether the allocation is allowed and meets the target in simulation."""
-        return sum(counts) <= self.gpus_max and self(counts).attainment_ratio >= self.target
+        return sum(counts) <= self.gpus_max and self.suffices(counts)
+
+    def suffices(self, counts: Counts) -> bool:
+        """Whether the allocation meets the target, allowed or not; not simulated if more of every pool was seen to miss it."""
+        if counts not in self.seen and any(all(map(int.__le__, counts, missed)) for missed in self._misses):
+            return False
+        return self(counts).attainment_ratio >= self.target
 
 
 def search(shape: Shape, evaluator: Evaluator, start: int, low: int, *, tolerance_ratio: float = 0.0) -> SearchOutcome:
@@ -97,7 +113,7 @@ def search(shape: Shape, evaluator: Evaluator, start: int, low: int, *, toleranc
         if base >= low and evaluator.meets((base, *others)):
             best = _fewest_base(evaluator, others, base, low, tolerance_ratio)
     if best is not None and tolerance_ratio == 0:
-        best = _lower_each(evaluator, best, low)
+        best = _cheapest_on_frontier(evaluator, best, low)
     return _outcome(shape, evaluator, best)
 
 
@@ -107,7 +123,7 @@ def controlnet_counts(shape: Shape, load: float) -> Counts:
 
 
 def refine(shape: Shape, evaluator: Evaluator, start: Counts, low: int) -> SearchOutcome:
-    """Searches near ``start``, which was found on other traffic of the same kind."""
+    """Searches near ``start``, which was found on other traffic of the same kind; for traffic too long to search at large."""
     best = _fewest_base(evaluator, start[1:], start[0], low)
     grown = start[1:]
     while best is None and grown and low + sum(grown) < evaluator.gpus_max:
@@ -173,6 +189,62 @@ def _is_held_up_elsewhere(evaluator: Evaluator, counts: Counts, stalls: int) -> 
     here = evaluator(counts)
     is_full = len(counts) > 1 and max(here.busy_ratios[1:]) > 0.97
     return is_full or (stalls >= STALLS_MAX and here.lost_to != QUEUE)
+
+
+def _cheapest_on_frontier(evaluator: Evaluator, best: Counts, low: int) -> Counts:
+    """The smallest allocation that meets the target if attainment is monotone in every pool; ``best`` if none is smaller.
+
+    Exact under that assumption for one ControlNet pool; with several, the moves of :func:`_one_smaller` are tried until none helps.
+    """
+    if len(best) == 1:
+        return best
+    floors = [low if pool == 0 else 1 for pool in range(len(best))]
+    for pool in range(len(best)):
+        bad, good = floors[pool] - 1, best[pool]
+        while good - bad > 1:
+            middle = (good + bad) // 2
+            trial = tuple(middle if other == pool else PLENTY * n for other, n in enumerate(best))
+            if evaluator.suffices(trial):
+                good = middle
+            else:
+                bad = middle
+        floors[pool] = good
+    while True:
+        cheaper = next(
+            (trial for trial in _one_smaller(best, floors) if evaluator.meets(trial)),
+            None,
+        )
+        if cheaper is None:
+            return best
+        lowered = _fewest_base(evaluator, cheaper[1:], cheaper[0], floors[0])
+        best = lowered if lowered is not None else cheaper
+
+
+def _one_smaller(near: Counts, floors: Sequence[int]) -> Iterator[Counts]:
+    """Allocations of one replica less than ``near`` and at least ``floors`` of each pool, nearest first; ``LINE_MAX`` at most."""
+    spare = sum(near) - 1 - sum(floors)
+    if spare < 0:
+        return
+    if len(floors) == 2:
+        line = [(floors[0] + k, floors[1] + spare - k) for k in range(spare + 1)]
+        yield from sorted(line, key=lambda counts: (abs(counts[0] - near[0]), counts))[:LINE_MAX]
+        return
+    # with several ControlNet pools: one replica less of a pool, or two less (of one or of two pools) and one more of another
+    pools = range(len(near))
+    moves = [((taken,), None) for taken in pools] + [
+        (taken, given)
+        for taken in itertools.combinations_with_replacement(pools, 2)
+        for given in pools
+        if given not in taken
+    ]
+    n_looked_at = 0
+    for taken, given in moves:
+        trial = tuple(n - taken.count(pool) + (pool == given) for pool, n in enumerate(near))
+        if all(map(int.__ge__, trial, floors)):
+            yield trial
+            n_looked_at += 1
+            if n_looked_at == LINE_MAX:
+                return
 
 
 def _lower_each(evaluator: Evaluator, counts: Counts, low: int) -> Counts:

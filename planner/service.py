@@ -15,13 +15,13 @@ Which laws make up a request, by topology (stack ``diffusers``, ``diffusers_tune
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
 from calibrate.profile import RESIDUAL_LEVELS, Grade, LatencyProfile, Predictor
-from engine.allocation import GIB, Catalogue, LinkKind, Topology
+from engine.allocation import GIB, Catalogue, Link, LinkKind, Topology
 from planner.workload import Bools, Floats, Ints, Workload
 from traces.problems import one_problem
 
@@ -68,6 +68,27 @@ class Sizes:
 
     def _of(self, names: Sequence[str], default_bytes: int) -> Ints:
         return np.array([self.catalogue.bytes_of(name, default_bytes) for name in names], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchTimes:
+    """What a forward takes for more samples than one request has: requests that run together share every forward."""
+
+    shape: Ints
+    """Of each request: which row of the tables below (its resolution, and whether its step runs unfused)."""
+    plain_step_s: Floats
+    """[shapes, samples]: one UNet forward of that many samples; NaN below the smallest request's."""
+    controlnet_forward_s: Floats
+    """[shapes, samples]: likewise one ControlNet in process; 0 where nobody uses one."""
+    vae_s: Floats
+    """[shapes, images]: decoding that many images, and the overhead of one request."""
+    n_forwards: Floats
+    """Of each request: ControlNet forwards in process."""
+
+    @property
+    def samples_max(self) -> int:
+        """Largest forward batch in the tables."""
+        return int(self.plain_step_s.shape[1]) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +143,31 @@ class ServiceTable:
         return self._controlnet_work_s
 
     _controlnet_work_s: Floats = field(kw_only=True, repr=False)
+    batch: BatchTimes | None = field(default=None, kw_only=True, repr=False)
+    """Only where the allocation batches."""
+    transfers: Mapping[tuple[LinkKind, float], Floats] = field(default_factory=dict, kw_only=True, repr=False)
+    """Link kind and compression ratio to the seconds of one step's residuals of each request; only where links differ."""
+    residual_bytes: Floats | None = field(default=None, kw_only=True, repr=False)
+    """Of one step and one worker, before compression; likewise."""
+
+    def slowed(self, ratio: float) -> ServiceTable:
+        """The table of a worker that computes ``1 / ratio`` as fast; loads, fetches and transfers stay as they are."""
+        batch = self.batch
+        if batch is not None:
+            batch = replace(
+                batch, plain_step_s=batch.plain_step_s * ratio, vae_s=batch.vae_s * ratio,
+                controlnet_forward_s=batch.controlnet_forward_s * ratio,
+            )  # fmt: skip
+        return replace(
+            self, batch=batch,
+            **{
+                name: getattr(self, name) * ratio
+                for name in (
+                    "text_s", "denoise_alone_s", "decode_s", "lora_attach_s", "lora_detach_s", "lora_hidden_s", "plain_step_s",
+                    "encoder_s", "decoder_s", "controlnet_forward_s", "_controlnet_work_s",
+                )
+            },
+        )  # fmt: skip
 
     @classmethod
     def from_service_s(cls, workload: Workload, service_s: Floats, *, topology: Topology = "colocated") -> ServiceTable:
@@ -168,6 +214,8 @@ def build_service(
     draw: int | None = None,
     extrapolate: bool = False,
     noise_seed: int = 0,
+    forward_batch_max: int | None = None,
+    links: Sequence[Link] = (),
 ) -> ServiceTable:
     """Predicts the service table of a workload on one topology.
 
@@ -175,6 +223,8 @@ def build_service(
         draw: which joint bootstrap draw of the profile's parameters; None for the fitted ones.
         noise_seed: seeds the per-request noise, which is keyed by request id: the same request draws the same noise in
             every topology, allocation and subset of the workload.
+        forward_batch_max: also predict forwards of up to so many samples, for requests that run together.
+        links: also predict the transfers of these, for allocations whose links differ.
 
     Raises:
         InputError: the profile lacks a law that these requests need, or the topology or link cannot be modelled yet.
@@ -202,6 +252,10 @@ def build_service(
     checkpoint_bytes = sizes.of_checkpoints(workload.checkpoint_names)
     controlnet_bytes = sizes.of_controlnets(workload.controlnet_names)
     patch_by_step = lora_patch_by_step if topology == "decoupled" else 0
+    batch = None
+    if forward_batch_max is not None:
+        batch = _batch_times(workload, topology, predictor, forward_batch_max, steps, overhead_s)
+    residual_bytes, transfers = _transfers(workload, predictor, links if topology == "decoupled" else ())
     return ServiceTable(
         topology=topology,
         text_s=text_s * noise_ratio,
@@ -224,7 +278,58 @@ def build_service(
         lora_fetch_s=_lora_fetch_s(predictor, topology, lora_bytes),
         grades=dict(sorted(predictor.used.items())),
         _controlnet_work_s=np.where(steps.is_remote, steps.controlnet_s * steps.n_forwards, 0.0) * noise_ratio,
+        batch=batch,
+        transfers=transfers,
+        residual_bytes=residual_bytes,
     )
+
+
+def _batch_times(
+    workload: Workload, topology: Topology, predictor: Predictor, samples_max: int, steps: _Steps, overhead_s: float
+) -> BatchTimes:
+    stack = STACK_OF[topology]
+    is_unfused = (workload.n_loras > 0) & (topology == "diffusers")
+    shapes, shape = np.unique(np.stack([workload.megapixels, is_unfused], axis=1), axis=0, return_inverse=True)
+    shape = shape.reshape(-1).astype(np.int64)
+    largest = max(samples_max, int(workload.forward_batch.max(initial=1)))
+    plain_s = np.full((len(shapes), largest + 1), np.nan)
+    controlnet_s = np.zeros((len(shapes), largest + 1))
+    n_images_max = max(largest, int(workload.n_images.max(initial=1)))
+    vae_s = np.full((len(shapes), n_images_max + 1), np.nan)
+    for row, (megapixels, unfused) in enumerate(shapes.tolist()):
+        mine = shape == row
+        sizes = np.arange(int(workload.forward_batch[mine].min()), largest + 1)
+        same = np.full(len(sizes), megapixels)
+        law = "diffusers.unet_lora_step" if unfused else f"{stack}.unet_step"
+        plain_s[row, sizes] = _by_shape(predictor, law, forward_batch=sizes, megapixels=same)
+        if (steps.n_forwards[mine] > 0).any() and topology != "decoupled":
+            controlnet_s[row, sizes] = _by_shape(
+                predictor, f"{stack}.controlnet_step", forward_batch=sizes, megapixels=same
+            )
+        guided = bool((workload.forward_batch[mine] > workload.n_images[mine]).all())
+        images = np.arange(1, max(largest // 2 if guided else largest, int(workload.n_images[mine].max())) + 1)
+        decode_s = _by_shape(
+            predictor, f"{stack}.vae_decode", n_images=images, megapixels=np.full(len(images), megapixels)
+        )
+        vae_s[row, images] = decode_s + overhead_s
+    n_forwards = np.where(steps.is_remote, 0.0, steps.n_forwards)
+    return BatchTimes(shape, plain_s, controlnet_s, vae_s, n_forwards)
+
+
+def _transfers(
+    workload: Workload, predictor: Predictor, links: Sequence[Link]
+) -> tuple[Floats | None, dict[tuple[LinkKind, float], Floats]]:
+    has_controlnets = workload.n_controlnets > 0
+    if not links or not has_controlnets.any():
+        return None, {}
+    n_bytes = predictor.fact("residual_bytes_per_sample") * workload.forward_batch.astype(np.float64)
+    found: dict[tuple[LinkKind, float], Floats] = {}
+    for link in links:
+        seconds = np.zeros(len(workload))
+        sent = n_bytes[has_controlnets] / link.compression_ratio
+        seconds[has_controlnets] = _by_shape(predictor, f"engine.residual_transfer.{link.kind}", n_bytes=sent)
+        found[link.kind, link.compression_ratio] = seconds
+    return n_bytes, found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -284,11 +284,19 @@ def _pool_ratios(workers: pd.DataFrame, start_s: float, stop_s: float) -> tuple[
     busy_s = workers["busy_s"].to_numpy(np.float64) * share  # work is spread evenly over its span
     is_loading = workers["state"].to_numpy(dtype=object) == "loading"
     is_loader = workers["role"].to_numpy(dtype=object) == "loader"  # works beside its worker, on the same GPU
+    # a worker that is down with no GPU is not allocated
+    is_away = (workers["state"].to_numpy(dtype=object) == "down") & (workers["n_gpus"].to_numpy(np.int64) == 0)
     pool = workers["pool"].to_numpy(dtype=object)
-    busy, loading = {}, {}
+    busy: dict[str, float] = {}
+    loading: dict[str, float] = {}
     for name in dict.fromkeys(pool.tolist()):
         rows = pool == name
         allocated_s = workers["worker_id"][rows & ~is_loader].nunique() * (stop_s - start_s)
+        if is_away.any():
+            allocated_s -= float(overlap_s[rows & is_away].sum())
+            if allocated_s <= 0.0:  # nobody of this pool was there
+                busy[str(name)] = loading[str(name)] = 0.0
+                continue
         busy[str(name)] = float(busy_s[rows].sum()) / allocated_s
         loading[str(name)] = float(overlap_s[rows & is_loading].sum()) / allocated_s
     return busy, loading

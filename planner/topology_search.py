@@ -20,13 +20,16 @@ from planner.candidates import (
     screen_base_replicas,
     shapes_of,
 )
-from planner.replication import Inputs, evaluate, load_inputs, repetition_service, service_table
+from planner.evaluation import Bench, evaluate_counts, repetition_bench
+from planner.replication import Inputs, load_inputs, service_table
 from planner.scenario import Scenario
 from planner.search import CONTROLNET_LOADS, Evaluation, Evaluator, SearchOutcome, controlnet_counts, refine, search
 from planner.service import ServiceTable
 from planner.traffic import build_traffic, busiest_stretch, stream_seed
 from planner.workload import Floats, Workload
 
+DIRECT_REQUESTS_MAX: Final = 60_000
+"""Longer traffic is searched on its busiest stretch first: the compiled tier takes a second or so a run from there on."""
 COARSE_FACTOR: Final = 2
 """The busiest stretch is searched first only if all the traffic is this many times longer."""
 COARSE_TOLERANCE: Final = 0.05
@@ -68,8 +71,11 @@ def search_topology(scenario: Scenario, folder: Path, topology: Topology) -> Top
         return TopologySearch(topology, problem, None, None, (), load, peak, dict(service.grades))
     low = fewest_base_replicas(workload, service, slo.latency_s, slo.attainment_ratio)
     shapes = shapes_of(scenario, topology, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind)
-    task = _Task(scenario, inputs, workload, service, low)
-    rough = min((_coarse(task, shape) for shape in shapes if shape.controlnet_pools), key=_size, default=None)
+    task = Task(Bench.of(scenario, inputs, workload, service), low)
+    one_each = shapes[0].allocation((1,) * (1 + len(shapes[0].controlnet_pools)))
+    is_long = len(workload) > DIRECT_REQUESTS_MAX or not task.bench.is_compiled(one_each)
+    coarse = (_coarse(task, shape) for shape in shapes if is_long and shape.controlnet_pools)
+    rough = min(coarse, key=_size, default=None)
     if rough is None or rough.best is None:
         found = min((task.search(shape) for shape in shapes), key=_size)
     else:
@@ -87,32 +93,24 @@ def retune(
     scenario: Scenario, folder: Path, topology: Topology, shape: Shape, counts: Counts, repetition: int
 ) -> Counts | None:
     """The smallest allocation near ``counts`` that meets the SLO in one repetition; None if none is in reach."""
-    inputs = load_inputs(scenario, folder)
-    workload = build_traffic(scenario, folder, repetition).workload
-    service = repetition_service(scenario, inputs, workload, topology, repetition)
+    bench = repetition_bench(scenario, folder, topology, repetition)
     slo = scenario.slo
-    low = fewest_base_replicas(workload, service, slo.latency_s, slo.attainment_ratio)
-    found = refine(shape, _Task(scenario, inputs, workload, service, low).evaluator(shape), counts, low)
+    low = fewest_base_replicas(bench.workload, bench.service, slo.latency_s, slo.attainment_ratio)
+    found = refine(shape, Task(bench, low).evaluator(shape), counts, low)
     return found.best.counts if found.best is not None else None
 
 
 @dataclass(slots=True)
-class _Task:
+class Task:
     """What every evaluation of one topology shares."""
 
-    scenario: Scenario
-    inputs: Inputs
-    workload: Workload
-    service: ServiceTable
+    bench: Bench
     low: int
 
     def evaluator(self, shape: Shape) -> Evaluator:
-        target, gpus_max = self.scenario.slo.attainment_ratio, _gpus_max(self.scenario)
-        return Evaluator(
-            lambda counts: evaluate(self.scenario, self.inputs, self.workload, shape, self.service, counts),
-            target,
-            gpus_max,
-        )
+        scenario = self.bench.scenario
+        target, gpus_max = scenario.slo.attainment_ratio, _gpus_max(scenario)
+        return Evaluator(lambda counts: evaluate_counts(self.bench, shape, counts), target, gpus_max)
 
     def search(self, shape: Shape) -> SearchOutcome:
         """The fewest replicas of a shape on this traffic."""
@@ -122,29 +120,29 @@ class _Task:
 
     def informed_screen(self, evaluator: Evaluator, others: Counts) -> int:
         """As the screen, with service times stretched to what one simulation found: loads, misses and sharing included."""
-        alone_s = self.service.alone_s
+        alone_s = self.bench.service.alone_s
         first = min(math.ceil(FIRST_GUESS * self._screen(alone_s)), max(self.low, evaluator.gpus_max - sum(others)))
         busy = evaluator((first, *others)).busy_ratios[0]
-        stretch = busy * first * self.workload.duration_s / float(alone_s.sum())
+        stretch = busy * first * self.bench.workload.duration_s / float(alone_s.sum())
         return self._screen(alone_s * max(1.0, stretch))
 
     def _screen(self, service_s: Floats) -> int:
-        slo = self.scenario.slo
-        return screen_base_replicas(self.workload, service_s, slo.latency_s, slo.attainment_ratio, self.low)
+        slo = self.bench.scenario.slo
+        return screen_base_replicas(self.bench.workload, service_s, slo.latency_s, slo.attainment_ratio, self.low)
 
 
-def _coarse(task: _Task, shape: Shape) -> SearchOutcome:
+def _coarse(task: Task, shape: Shape) -> SearchOutcome:
     """Searches the busiest stretch, not to the last replica; all of the traffic if it is not much longer."""
-    scenario, workload = task.scenario, task.workload
+    scenario, workload = task.bench.scenario, task.bench.workload
     part = busiest_stretch(workload, scenario.search.requests_max)
     if len(workload) <= COARSE_FACTOR * len(part):
-        part, table = workload, task.service
+        part, table = workload, task.bench.service
     else:
-        table = _service(scenario, task.inputs, part, shape.topology)
+        table = _service(scenario, task.bench.inputs, part, shape.topology)
     # ControlNet workers are sized for the mean load; the busiest stretch has more of it
     busier = (len(part) / part.duration_s) / (len(workload) / workload.duration_s)
     busy_shape = replace(shape, controlnet_loads=tuple(load * busier for load in shape.controlnet_loads))
-    on_part = _Task(scenario, task.inputs, part, table, 1)
+    on_part = Task(Bench.of(scenario, task.bench.inputs, part, table), 1)
     evaluator = on_part.evaluator(busy_shape)
     start = on_part.informed_screen(evaluator, controlnet_counts(busy_shape, CONTROLNET_LOADS[0]))
     found = search(busy_shape, evaluator, start, 1, tolerance_ratio=COARSE_TOLERANCE)

@@ -46,6 +46,8 @@ class Workload:
     deadline_s: Floats
     """Seconds after arrival at which the result is worthless; NaN for none."""
     tenant: Ints
+    priority: Ints
+    """Larger is more urgent; only looked at where the policies order the queue by it."""
     checkpoint_names: tuple[str, ...]
     controlnet_names: tuple[str, ...]
     lora_names: tuple[str, ...]
@@ -102,6 +104,7 @@ class Workload:
             megapixels=self.megapixels[rows],
             deadline_s=self.deadline_s[rows],
             tenant=self.tenant[rows],
+            priority=self.priority[rows],
             checkpoint_names=self.checkpoint_names,
             controlnet_names=self.controlnet_names,
             lora_names=self.lora_names,
@@ -155,6 +158,7 @@ def build_workload(trace: Trace) -> Workload:
         megapixels=pixels / 2**20,
         deadline_s=frame["deadline_s"].to_numpy(dtype=np.float64, na_value=np.nan),
         tenant=tenant,
+        priority=frame["priority"].to_numpy(dtype=np.int64),
         checkpoint_names=checkpoint_names,
         controlnet_names=tuple(controlnet_codes),
         lora_names=tuple(lora_codes),

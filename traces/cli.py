@@ -118,6 +118,28 @@ def synth_command(
     _save(synthesise(service.value, requests, instances, hours * 3600.0, seed), out)
 
 
+@app.command("anonymise")
+def anonymise_command(
+    trace: Annotated[str, typer.Argument(help="Trace file (.parquet, .csv[.gz], .jsonl[.gz]) or sample:NAME.")],
+    out: OutFile,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Random bytes, 16 or more, kept by you: the same names in several traces. By default names cannot be linked."
+        ),
+    ] = None,
+    time_step: Annotated[float, typer.Option(min=0, max=86_400, help="Round arrivals down to so many seconds.")] = 0.0,
+    drop_tenants: Annotated[bool, typer.Option("--drop-tenants", help="Leave out who asked.")] = False,
+) -> None:
+    """Take names and dates out of a trace, keep what a plan depends on."""
+    from traces.anonymise import Anonymity, anonymise
+    from traces.files import read_bytes
+    from traces.reader import read_trace
+
+    key = read_bytes(key_file) if key_file is not None else None
+    _save(anonymise(read_trace(trace), Anonymity(key, time_step, not drop_tenants)), out)
+
+
 def _save(trace: Trace, out: Path) -> None:
     from rich.console import Console
 

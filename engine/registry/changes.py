@@ -1,7 +1,8 @@
 """Changes of the catalogue: pure functions from one catalogue to the next, and the one way to write a file that others read.
 
 A change is made under a lock, on the file as it is then, checked whole, written beside and renamed: readers see the old or the new
-catalogue, two writers both take effect, and a rollback is one rename. Every change is a line in a log beside the file.
+catalogue, two writers both take effect, and a rollback is one rename. Every change is a line in a log beside the file, chained by
+hash (``engine.registry.audit_log``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from engine.catalogue import (
     check_catalogue,
     read_catalogue,
 )
+from engine.json_records import FILE_BYTES_MAX
+from engine.registry.audit_check import log_path
+from engine.registry.audit_log import append, fresh_lines, next_lines
 from traces.problems import InputError, one_problem
 
 LOCK_TIMEOUT_S: Final = 10.0
@@ -122,24 +126,73 @@ def update_catalogue(
         InputError: the file cannot be read or written, the change is refused, its result breaks a rule, or another writer
             holds the lock too long. The file is as it was.
     """
-    with _lock(path, lock_timeout_s):
+    with locked(path, lock_timeout_s):
         before = read_catalogue(path) if path.exists() else Catalogue()
         after = change(before)
         problems = list(check_catalogue(after, str(path)))
         if problems:
             raise InputError(problems)
-        if catalogue_to_plain(after) != catalogue_to_plain(before) or not path.exists():
-            text = json.dumps(catalogue_to_plain(after), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            catalogue_from_plain(json.loads(text), str(path))  # what was written can be read
+        if after != before or not path.exists():
             try:
                 # The log first: a crash between the two leaves a line too many, never a change without a line.
-                _log(path, before, after, who, what, time.time() if now_unix_s is None else now_unix_s)
+                lines = next_lines(path, before, after, who, what, time.time() if now_unix_s is None else now_unix_s)
+                after = dataclasses.replace(after, log=lines.head)
+                text = file_text(after, path)
+                append(lines)
                 _write(path, text)
             except OSError as error:
                 raise one_problem(
                     str(path), f"cannot be written: {error.strerror}", "a writable folder", "Check it."
                 ) from None
+            return after
+    return dataclasses.replace(after, log=before.log)
+
+
+def accept(path: Path, reason: str, *, who: str, now_unix_s: float | None = None) -> Catalogue:
+    """Takes a catalogue file as it is into its log, in full, where the two do not fit: it was edited by hand, or put back.
+
+    Raises:
+        InputError: the file cannot be read or written, or the log's own lines do not chain: then the log must be moved away
+            (and kept) first.
+    """
+    with locked(path):
+        found = read_catalogue(path)
+        try:
+            lines = fresh_lines(
+                path, found, who, f"accept: {reason}", time.time() if now_unix_s is None else now_unix_s
+            )
+            after = dataclasses.replace(found, log=lines.head)
+            text = file_text(after, path)
+            append(lines)
+            _write(path, text)
+        except OSError as error:
+            raise one_problem(
+                str(path), f"cannot be written: {error.strerror}", "a writable folder", "Check it."
+            ) from None
     return after
+
+
+@contextmanager
+def reading(path: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Keeps writers off while file and log are compared; without a right to the lock, as for a read-only copy, nothing is held."""
+    beside = path.with_name(f"{path.name}.lock")
+    if os.access(beside, os.W_OK) or (not beside.exists() and os.access(path.parent, os.W_OK)):
+        with locked(path, timeout_s):
+            yield
+    else:
+        yield
+
+
+def file_text(catalogue: Catalogue, path: Path) -> str:
+    """What stands in the file; checked to be readable. Raises :class:`InputError`, also where it is too long."""
+    text = json.dumps(catalogue_to_plain(catalogue), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    n_bytes = len(text.encode("utf-8"))
+    if n_bytes > FILE_BYTES_MAX:
+        raise one_problem(
+            str(path), f"would have {n_bytes} bytes", f"at most {FILE_BYTES_MAX}", "Keep a second catalogue."
+        )
+    catalogue_from_plain(json.loads(text), str(path))  # what was written can be read
+    return text
 
 
 def history(path: Path) -> list[dict[str, object]]:
@@ -153,11 +206,6 @@ def history(path: Path) -> list[dict[str, object]]:
         with contextlib.suppress(ValueError):
             entries.append(json.loads(line))
     return entries
-
-
-def log_path(path: Path) -> Path:
-    """Where the log of a catalogue file is."""
-    return path.with_name(f"{path.name}.log.jsonl")
 
 
 def _with(catalogue: Catalogue, entry: CatalogueEntry, current: dict[str, str] | None = None) -> Catalogue:
@@ -177,7 +225,8 @@ def _find(catalogue: Catalogue, name: str, version: str) -> CatalogueEntry:
 
 
 @contextmanager
-def _lock(path: Path, timeout_s: float) -> Iterator[None]:
+def locked(path: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Holds the lock of a catalogue file. Raises :class:`InputError` if another process holds it too long."""
     beside = path.with_name(f"{path.name}.lock")  # never renamed or removed: all writers lock the same file
     try:
         descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -215,28 +264,3 @@ def _write(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _log(path: Path, before: Catalogue, after: Catalogue, who: str, what: str, now_unix_s: float) -> None:
-    changed = sorted(
-        key
-        for key in {*before.entries, *after.entries}
-        if before.entries.get(key) != after.entries.get(key)
-    )  # fmt: skip
-    line = {
-        "at_unix_s": round(now_unix_s, 3),
-        "who": who,
-        "what": what,
-        "entries": {
-            key: dataclasses.asdict(after.entries[key]) if key in after.entries else None for key in changed
-        },
-        "current": {
-            name: after.current.get(name)
-            for name in sorted({*before.current, *after.current})
-            if before.current.get(name) != after.current.get(name)
-        },
-    }  # fmt: skip
-    with log_path(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

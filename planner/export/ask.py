@@ -114,14 +114,11 @@ def _difference(question: ExportQuestion, plans: tuple[Path, Path], today: datet
 
 def _check(question: ExportQuestion) -> None:
     problems = []
-    if question.phase is not None:
+    if question.phase is not None and question.diff is not None:
+        problems.append(Problem(f"--phase {question.phase}", "is given with --diff", "one plan", "Export the phase"))
+    if question.phase is not None and question.is_checking_pods:
         problems.append(
-            Problem(
-                f"--phase {question.phase}",
-                "is asked of a plan without a roadmap",
-                "a plan that has one",
-                "Plans have one step today: leave --phase out",
-            )
+            Problem(f"--phase {question.phase}", "is given with --check-pods", "one of the two", "Leave one out")
         )
     if question.diff is not None and question.plan is not None:
         problems.append(
@@ -176,6 +173,7 @@ def _source(
         is_difference=question.diff is not None,
         is_rollback=question.is_rollback,
         is_checking_pods=question.is_checking_pods,
+        phase=question.phase,
     )
     forced = question.is_forced if is_forced is None else is_forced
-    return load_source(plan, command, today, is_forced=forced, profile=question.profile)
+    return load_source(plan, command, today, is_forced=forced, profile=question.profile, phase=question.phase)

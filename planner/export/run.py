@@ -57,6 +57,7 @@ def command_line(
     is_difference: bool = False,
     is_rollback: bool = False,
     is_checking_pods: bool = False,
+    phase: int | None = None,
 ) -> str:
     """The command that makes the files again, with stand-ins for paths."""
     words = ["diffplan", "export", *(["--diff", "old.json", "new.json"] if is_difference else ["plan.json"])]
@@ -64,6 +65,7 @@ def command_line(
     for target in targets:
         words += ["--to", target]
     words += ["--cluster", "cluster.yaml"] if has_cluster else []
+    words += ["--phase", str(phase)] if phase is not None else []
     words += ["--check-pods"] if is_checking_pods else []
     words += ["--out", "DIR"]
     words += ["--force"] if is_forced else []

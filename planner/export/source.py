@@ -38,7 +38,13 @@ class Source:
 
 
 def load_source(
-    path: Path, command: str, today: datetime.date, *, is_forced: bool = False, profile: Path | None = None
+    path: Path,
+    command: str,
+    today: datetime.date,
+    *,
+    is_forced: bool = False,
+    profile: Path | None = None,
+    phase: int | None = None,
 ) -> Source:
     """Reads a plan and decides whether it may be exported.
 
@@ -48,14 +54,18 @@ def load_source(
         today: Decides whether the prices are stale; no file depends on it otherwise.
         is_forced: Export an infeasible or stale plan all the same, with a warning in every file.
         profile: The profile that holds now; None: the shipped one of the plan's name, if there is one.
+        phase: Of the plan's roadmap; what its new fleet runs. None: the recommendation.
 
     Raises:
-        InputError: the plan cannot be read, was written by a newer diffplan, contradicts itself, or is infeasible or stale
-            and ``is_forced`` is not given.
+        InputError: the plan cannot be read, was written by a newer diffplan, contradicts itself, has no such phase, or is
+            infeasible or stale and ``is_forced`` is not given.
     """
     refuse_newer_schema(path)
     plan = read_plan(path)
-    allocation_plain, cost_usd_per_month, warnings = _chosen(plan, path)
+    allocation_plain, cost_usd_per_month, warnings = (
+        _chosen(plan, path) if phase is None else _of_phase(plan, path, phase)
+    )
+    is_recommended = plan.recommended is not None and allocation_plain == plan.allocation
     held = _profile_now(plan, profile)
     warnings += _stale(plan, today, held)
     if warnings and not is_forced:
@@ -66,7 +76,7 @@ def load_source(
     _check_price(plan, allocation, cost_usd_per_month, path)
     ids = plan.ids
     provenance = Provenance(
-        plan_id=hashlib.sha256(to_json(plan).encode()).hexdigest(),
+        plan_id=hashlib.sha256(to_json(plan.model_copy(update={"roadmap": ()})).encode()).hexdigest(),
         scenario_name=ids.scenario_name,
         profile_name=Path(ids.profile_name).name,  # a file's folder is a matter of the machine that planned
         profile_id=ids.profile_id,
@@ -78,7 +88,7 @@ def load_source(
         diffplan_version=ids.diffplan_version,
         warnings=tuple(f"exported with --force: {text}" for text in warnings),
     )
-    row = plan.row(plan.recommended) if plan.recommended is not None else None
+    row = plan.row(plan.recommended) if plan.recommended is not None and is_recommended else None
     return Source(
         plan, allocation, cost_usd_per_month, row, provenance,
         read_simulated(path) if row is not None else None, _noise(plan, held),
@@ -123,6 +133,27 @@ def _chosen(plan: PlanRecord, path: Path) -> tuple[dict[str, Any], float, list[s
         )  # fmt: skip
     text = f"the plan is infeasible ({nearest.binds}: {nearest.why}); this is the nearest allocation: {nearest.nearest}"
     return nearest.nearest_allocation, nearest.nearest_cost_usd_per_month, [text]
+
+
+def _of_phase(plan: PlanRecord, path: Path, number: int) -> tuple[dict[str, Any], float, list[str]]:
+    """What the new fleet of a phase runs, at the plan's price; today's fleet goes on beside it and is not exported."""
+    found = {phase.number: phase for phase in plan.roadmap}
+    where = f"--phase {number}"
+    if not found:
+        raise one_problem(
+            where, f"is asked of {path}, a plan without a roadmap", "a plan that has one",
+            "Write one with: diffplan roi PLAN --into-plan",
+        )  # fmt: skip
+    if number not in found:
+        raise one_problem(where, "is not in the roadmap", f"one of {', '.join(map(str, sorted(found)))}")
+    phase = found[number]
+    if phase.allocation is None:
+        raise one_problem(where, f"runs nothing new ({phase.what.rstrip('.')})", "a phase with a new fleet")
+    warnings = [] if phase.is_worthwhile else [f"phase {number} of its roadmap is not worthwhile: {phase.what}"]
+    per_gpu = plan.ids.price_usd_per_gpu_hour * plan.ids.hours_per_month
+    is_scaled = any(pool.get("autoscale") for pool in phase.allocation["pools"])
+    cost = phase.cost_usd_per_month if is_scaled else phase.n_gpus_new * per_gpu
+    return phase.allocation, cost or 0.0, warnings
 
 
 def _profile_now(plan: PlanRecord, profile: Path | None) -> LatencyProfile | None:

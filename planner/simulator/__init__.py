@@ -1,6 +1,8 @@
 """The SimPy model: what an allocation does to a workload, request by request. All published numbers come from it."""
 
+from planner.simulator.mechanisms import mechanisms_in_use
 from planner.simulator.model import simulate
 from planner.simulator.result import ProfileFacts, SimulationResult
+from planner.simulator.world import World
 
-__all__ = ["ProfileFacts", "SimulationResult", "simulate"]
+__all__ = ["ProfileFacts", "SimulationResult", "World", "mechanisms_in_use", "simulate"]

@@ -89,12 +89,21 @@ class Coupling:
         else:
             self._set_rate(client, client.alone_per_s, now_s)
 
+    def abandon(self, client: Client, now_s: float) -> None:
+        """Takes a client off before its last step; ``on_done`` is not called, the work done until now counts."""
+        n_left = client.n_left - client.rate_per_s * (now_s - client.updated_s)
+        self._take_off(client, min(max(client.n_steps - n_left, 0.0), client.n_steps), now_s)
+
     def _leave(self, client: Client, now_s: float) -> None:
+        self._take_off(client, client.n_steps, now_s)
+        client.on_done(client, now_s)
+
+    def _take_off(self, client: Client, n_steps_done: float, now_s: float) -> None:
         client.is_gone = True
         freed = []
         for worker, demand_s in zip(client.workers, client.demand_s, strict=True):
             del worker.clients[client]
-            worker.work_s += client.n_steps * demand_s
+            worker.work_s += n_steps_done * demand_s
             if worker.is_full:
                 freed.append(worker)
             if worker.clients:
@@ -107,7 +116,6 @@ class Coupling:
                 worker.work_s = 0.0
         if freed:
             self._share(freed, now_s)
-        client.on_done(client, now_s)
 
     def _share(self, seeds: Iterable[ControlNetWorker], now_s: float) -> None:
         """Recomputes the rates of everybody connected to the seeds through full workers."""

@@ -27,16 +27,20 @@ from planner.service import ServiceTable, Sizes
 from planner.simulator.coupling import Client, Coupling
 from planner.simulator.eligibility import pools_of_requests
 from planner.simulator.environment import ARRIVAL, COMPLETION, EXPIRY, ExactEnvironment
+from planner.simulator.mechanisms import check_mechanisms, mechanisms_in_use
 from planner.simulator.placement import Placement, Placer, StepParts
 from planner.simulator.records import Recorder
 from planner.simulator.replicas import (
     BaseReplica,
+    FactsByPool,
     build_base_replicas,
     build_controlnet_workers,
     check_memory,
+    check_residency,
     check_services,
 )
 from planner.simulator.result import ProfileFacts, SimulationResult
+from planner.simulator.world import STILL, World
 from planner.workload import Workload
 
 
@@ -45,29 +49,64 @@ def simulate(
     allocation: Allocation,
     services: Mapping[str, ServiceTable],
     sizes: Sizes,
-    profile_facts: ProfileFacts,
+    profile_facts: FactsByPool,
     *,
     until_s: float | None = None,
+    world: World = STILL,
 ) -> SimulationResult:
     """Runs the workload through the allocation, from empty queues until every accepted request has ended.
 
-    Deterministic: all randomness (arrivals, service noise, profile draw) is in ``workload`` and ``services``.
+    Deterministic: all randomness (arrivals, service noise, profile draw) is in ``workload`` and ``services``, and that of
+    failures, reclaims and clients in ``world.seed``.
 
     Args:
-        services: base pool name to the table of its topology; every base pool needs one, of the workload's length.
+        services: base pool name to the table of its topology; every base pool needs one, of the workload's length. A
+            ControlNet pool may have one too, if its workers are of another kind than those of the base pools.
+        profile_facts: the same for every pool, or by pool name where GPU kinds differ.
         until_s: leaves out requests that arrive at or after this; those before it still run to their end.
 
     Raises:
-        InputError: something the requests need does not fit a device, or a base pool has no table.
+        InputError: something the requests need does not fit a device, a base pool has no table, or a mechanism is set in a way
+            that cannot work.
         planner.consistency.BrokenRunError: the run violates conservation or causality (our fault).
     """
     n_requests = len(workload) if until_s is None else int(np.searchsorted(workload.arrival_s, until_s, side="left"))
     check_services(allocation, services, len(workload))
+    offered_until_s = workload.duration_s if until_s is None else until_s
+    is_mixed = any(pool.name in services for pool in allocation.pools_of("controlnet"))
+    if mechanisms_in_use(allocation, world) or is_mixed or not isinstance(profile_facts, ProfileFacts):
+        return simulate_fully(workload, allocation, services, sizes, profile_facts, n_requests, offered_until_s, world)
     check_memory(allocation, workload, sizes, profile_facts, n_requests)
-    run = _Run(workload, allocation, services, sizes, profile_facts, n_requests)
+    run = StaticRun(workload, allocation, services, sizes, profile_facts, n_requests)
     run.run()
-    result = run.recorder.result(run.env.n_events, workload.duration_s if until_s is None else until_s)
+    check_residency(run.replicas, run.workers)
+    result = run.recorder.result(run.env.n_events, offered_until_s)
     check_run(result, workload)
+    return result
+
+
+def simulate_fully(
+    workload: Workload,
+    allocation: Allocation,
+    services: Mapping[str, ServiceTable],
+    sizes: Sizes,
+    profile_facts: FactsByPool,
+    n_requests: int,
+    offered_until_s: float,
+    world: World,
+) -> SimulationResult:
+    """:func:`simulate` with every mechanism at hand, whether one is on or not."""
+    from planner.simulator.full_run import FullRun  # it extends StaticRun
+
+    check_mechanisms(allocation, world, services, profile_facts)
+    check_memory(allocation, workload, sizes, profile_facts, n_requests)
+    run = FullRun(workload, allocation, services, sizes, profile_facts, n_requests, world)
+    run.set_window(offered_until_s)
+    run.run()
+    check_residency(run.replicas, run.workers)
+    run.check_tiers()
+    result = run.recorder.result(run.env.n_events, offered_until_s)
+    check_run(result, workload, may_batch=allocation.policies.forward_batch_max is not None)
     return result
 
 
@@ -83,7 +122,7 @@ class _Group:
         self.n_waiting = 0
 
 
-class _Table:
+class Table:
     """A pool's service table as lists, read once per request."""
 
     __slots__ = (
@@ -112,8 +151,8 @@ class _Table:
         self.parts = StepParts(service)
 
 
-class _Run:
-    """State of one run."""
+class StaticRun:
+    """State of one run of the static model: no mechanism of ``mechanisms_in_use`` is on."""
 
     def __init__(
         self,
@@ -121,7 +160,7 @@ class _Run:
         allocation: Allocation,
         services: Mapping[str, ServiceTable],
         sizes: Sizes,
-        facts: ProfileFacts,
+        facts: FactsByPool,
         n_requests: int,
     ) -> None:
         pools = allocation.pools_of("base")
@@ -134,7 +173,7 @@ class _Run:
         self.controlnets = workload.controlnets
         self.loras = workload.loras
         self.n_checkpoints = len(workload.checkpoint_names)
-        self.tables = [_Table(services[pool.name]) for pool in pools]
+        self.tables = [Table(services[pool.name]) for pool in pools]
         self.decode_s: list[list[float]] = [services[pool.name].decode_s.tolist() for pool in pools]
         self.replicas = build_base_replicas(allocation, workload, sizes, facts, n_requests)
         self.workers = build_controlnet_workers(allocation, workload, sizes, facts, n_requests)
@@ -250,7 +289,7 @@ class _Run:
         self.placements[i] = (placement, replica)
         self.env.call_at(prepared_s + exposed_s + lora_wait_s, COMPLETION, self._on_denoise, i)
 
-    def _load_models(self, i: int, replica: BaseReplica, table: _Table, is_remote: bool) -> tuple[float, float]:
+    def _load_models(self, i: int, replica: BaseReplica, table: Table, is_remote: bool) -> tuple[float, float]:
         """Makes checkpoint and in-process ControlNets resident; seconds for the checkpoint and for the ControlNets."""
         device = replica.device
         code = self.checkpoint[i]

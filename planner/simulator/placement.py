@@ -28,6 +28,8 @@ class Placement:
     ready_s: float
     """When all its ControlNets are on their devices."""
     n_misses: int
+    n_lines: int = 0
+    """Shared lines at the end of ``workers``."""
 
 
 class Placer:
@@ -40,7 +42,7 @@ class Placer:
         record_load: Callable[[ControlNetWorker, float, float], None],
     ) -> None:
         names = workload.controlnet_names
-        self._hosting = [[worker for worker in workers if hosts(worker.pool.controlnet_ids, name)] for name in names]
+        self.hosting = [[worker for worker in workers if hosts(worker.pool.controlnet_ids, name)] for name in names]
         self._controlnets = workload.controlnets
         self._windows = workload.control_steps
         self._n_steps: list[int] = workload.n_steps.tolist()
@@ -48,7 +50,7 @@ class Placer:
 
     def hosted(self) -> list[bool]:
         """For each ControlNet code, whether any worker may hold it."""
-        return [bool(workers) for workers in self._hosting]
+        return [bool(workers) for workers in self.hosting]
 
     def place(self, i: int, parts: StepParts, now_s: float) -> Placement:
         """Puts each ControlNet of request i on the least loaded worker that may hold it, and starts loads that are needed."""
@@ -65,7 +67,7 @@ class Placer:
         ready_s = now_s
         n_misses = 0
         for j, code in enumerate(self._controlnets[i]):
-            candidates = self._hosting[code]
+            candidates = self.hosting[code]
             if len(candidates) == 1:
                 worker = candidates[0]
             else:

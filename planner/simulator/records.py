@@ -96,9 +96,7 @@ class Recorder:
         reason = np.full(n, "", dtype=object)
         for i, (how, why) in self._turned_away.items():
             status[i], reason[i] = how, why
-        text_s, denoise_s, decode_s = (
-            self._from_tables(name, pool) for name in ("text_s", "denoise_alone_s", "decode_s")
-        )
+        text_s, denoise_s, decode_s = self._stages(pool)
         coupled_s = np.array(self.denoise_s)
         is_coupled = ~np.isnan(coupled_s)
         alone_s = np.where(is_coupled, np.array(self.denoise_alone_s), denoise_s)
@@ -110,10 +108,10 @@ class Recorder:
             "arrival_s": arrival_s,
             "status": _texts(status),
             "reason": _texts(reason),
-            "topology": _named([item.topology for item in self._pools], pool),
-            "worker_id": _named([item.worker_id for item in self._replicas], replica),
-            "base_model_id": _named(workload.checkpoint_names, workload.checkpoint[:n]),
-            "tenant_id": _named(workload.tenant_names, workload.tenant[:n]),
+            "topology": named([item.topology for item in self._pools], pool),
+            "worker_id": named([item.worker_id for item in self._replicas], replica),
+            "base_model_id": named(workload.checkpoint_names, workload.checkpoint[:n]),
+            "tenant_id": named(workload.tenant_names, workload.tenant[:n]),
             "n_images": workload.n_images[:n],
             "n_steps": workload.n_steps[:n],
             "n_controlnets": workload.n_controlnets[:n],
@@ -145,12 +143,28 @@ class Recorder:
             horizon_s=horizon_s,
         )
 
+    def _stages(self, pool: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Floats, Floats, Floats]:
+        """Text, denoising without sharing, decoding of every request, 0 where no pool served it."""
+        return (
+            self._from_tables("text_s", pool),
+            self._from_tables("denoise_alone_s", pool),
+            self._from_tables("decode_s", pool),
+        )
+
     def _from_tables(self, name: str, pool: np.ndarray[Any, np.dtype[np.int64]]) -> Floats:
         values = np.zeros(self._n)
         for p, service in enumerate(self._services):
             rows = pool == p
             values[rows] = getattr(service, name)[: self._n][rows]
         return values
+
+    def _worker_rows(self) -> list[tuple[str, Pool, str, int]]:
+        """Name, pool, role and GPUs of base workers, ControlNet workers and their loaders, in the order of their numbers."""
+        return [
+            *((item.worker_id, self._pools[item.pool], "base", self._pools[item.pool].n_gpus_per_replica) for item in self._replicas),
+            *((item.worker_id, item.pool, "controlnet", item.pool.n_gpus_per_replica) for item in self._workers),
+            *((f"{item.worker_id}-loader", item.pool, "loader", 0) for item in self._workers),
+        ]  # fmt: skip
 
     def _worker_table(
         self,
@@ -193,18 +207,14 @@ class Recorder:
         work_s = np.concatenate([np.add.reduceat(work_s, first) if len(first) else work_s, np.zeros(n_unused)])
         order = np.lexsort((begin, worker))
         worker = worker[order]
-        rows = [
-            *((item.worker_id, self._pools[item.pool], "base", self._pools[item.pool].n_gpus_per_replica) for item in self._replicas),
-            *((item.worker_id, item.pool, "controlnet", item.pool.n_gpus_per_replica) for item in self._workers),
-            *((f"{item.worker_id}-loader", item.pool, "loader", 0) for item in self._workers),
-        ]  # fmt: skip
+        rows = self._worker_rows()
         columns: dict[str, Any] = {
-            "worker_id": _named([row[0] for row in rows], worker),
-            "pool": _named([row[1].name for row in rows], worker),
-            "role": _named([row[2] for row in rows], worker),
+            "worker_id": named([row[0] for row in rows], worker),
+            "pool": named([row[1].name for row in rows], worker),
+            "role": named([row[2] for row in rows], worker),
             "n_gpus": np.array([row[3] for row in rows], dtype=np.int64)[worker],
-            "gpu_kind": _named([row[1].gpu_kind for row in rows], worker),
-            "state": _named(["busy", "loading", "idle"], state[order]),
+            "gpu_kind": named([row[1].gpu_kind for row in rows], worker),
+            "state": named(["busy", "loading", "idle"], state[order]),
             "start_s": begin[order],
             "end_s": end[order],
             "busy_s": work_s[order],
@@ -212,7 +222,7 @@ class Recorder:
         return pd.DataFrame(columns, columns=column_names(WORKER_INTERVAL_COLUMNS))
 
 
-def _named(names: Sequence[str], codes: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+def named(names: Sequence[str], codes: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
     """Names by code; code -1 is the empty text."""
     return _texts(np.array([*names, ""], dtype=object)[codes])
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.allocation import ANY, GIB, Allocation, Pool
 from engine.policies import lru
+from planner.consistency import BrokenRunError
 from planner.service import ServiceTable, Sizes
 from planner.simulator.result import ProfileFacts
 from planner.workload import Workload
@@ -16,6 +17,10 @@ from traces.problems import InputError, Problem
 
 if TYPE_CHECKING:
     from planner.simulator.coupling import Client
+
+
+FactsByPool = ProfileFacts | Mapping[str, ProfileFacts]
+"""The same facts for every pool, or one's own by pool name where GPU kinds differ."""
 
 
 class Cache:
@@ -101,7 +106,7 @@ class ControlNetWorker:
 
 
 def build_base_replicas(
-    allocation: Allocation, workload: Workload, sizes: Sizes, facts: ProfileFacts, n_requests: int
+    allocation: Allocation, workload: Workload, sizes: Sizes, facts: FactsByPool, n_requests: int
 ) -> list[BaseReplica]:
     """The base workers, pool by pool, in order.
 
@@ -111,12 +116,12 @@ def build_base_replicas(
     checkpoint_bytes = sizes.of_checkpoints(workload.checkpoint_names).tolist()
     controlnet_bytes = sizes.of_controlnets(workload.controlnet_names).tolist()
     lora_bytes = sizes.of_loras(workload.lora_names).tolist()
-    capacity_bytes = device_bytes_for_models(workload, facts, n_requests)
     model_bytes = checkpoint_bytes + controlnet_bytes
     checkpoint_codes = {name: code for code, name in enumerate(workload.checkpoint_names)}
     controlnet_codes = {name: code for code, name in enumerate(workload.controlnet_names)}
     replicas: list[BaseReplica] = []
     for pool_index, pool in enumerate(allocation.pools_of("base")):
+        capacity_bytes = device_bytes_for_models(workload, facts_of(facts, pool), n_requests)
         checkpoints = [checkpoint_codes[name] for name in pool.base_model_ids if name in checkpoint_codes]
         is_remote = pool.topology == "decoupled"
         named = () if is_remote else pool.controlnet_ids
@@ -136,14 +141,14 @@ def build_base_replicas(
 
 
 def build_controlnet_workers(
-    allocation: Allocation, workload: Workload, sizes: Sizes, facts: ProfileFacts, n_requests: int
+    allocation: Allocation, workload: Workload, sizes: Sizes, facts: FactsByPool, n_requests: int
 ) -> list[ControlNetWorker]:
     """The ControlNet workers, pool by pool; what a pool names is resident from the start, as far as it fits."""
     n_bytes = sizes.of_controlnets(workload.controlnet_names).tolist()
     codes = {name: code for code, name in enumerate(workload.controlnet_names)}
-    capacity_bytes = device_bytes_for_models(workload, facts, n_requests)
     workers: list[ControlNetWorker] = []
     for pool in allocation.pools_of("controlnet"):
+        capacity_bytes = device_bytes_for_models(workload, facts_of(facts, pool), n_requests)
         named = [codes[name] for name in pool.controlnet_ids if name in codes]
         for number in range(pool.n_replicas):
             device = Cache(n_bytes, capacity_bytes)
@@ -154,17 +159,22 @@ def build_controlnet_workers(
     return workers
 
 
+def facts_of(facts: FactsByPool, pool: Pool) -> ProfileFacts:
+    """A pool's facts: those of its GPU kind, with its worker's part of the memory."""
+    own = facts if isinstance(facts, ProfileFacts) else facts[pool.name]
+    if pool.workers_per_gpu == 1:
+        return own
+    return ProfileFacts(own.device_memory_gib / pool.workers_per_gpu, own.activation_gib_per_sample)
+
+
 def device_bytes_for_models(workload: Workload, facts: ProfileFacts, n_requests: int) -> int:
     """Device memory left for weights, beside the activations of the largest forward batch of the first n requests."""
     largest = int(workload.forward_batch[:n_requests].max(initial=0))
     return int((facts.device_memory_gib - facts.activation_gib_per_sample * largest) * GIB)
 
 
-def check_memory(
-    allocation: Allocation, workload: Workload, sizes: Sizes, facts: ProfileFacts, n_requests: int
-) -> None:
+def check_memory(allocation: Allocation, workload: Workload, sizes: Sizes, facts: FactsByPool, n_requests: int) -> None:
     """Raises :class:`InputError` if some request's checkpoint with its in-process ControlNets fits no device at once."""
-    capacity_bytes = device_bytes_for_models(workload, facts, n_requests)
     checkpoint_bytes = sizes.of_checkpoints(workload.checkpoint_names)
     controlnet_bytes = sizes.of_controlnets(workload.controlnet_names)
     together: dict[tuple[int, tuple[int, ...]], int] = {}
@@ -174,21 +184,26 @@ def check_memory(
     in_process = max(together.values(), default=0)
     apart = int(np.max(checkpoint_bytes, initial=0))
     largest_controlnet = int(np.max(controlnet_bytes, initial=0))
+    largest_lora = int(np.max(sizes.of_loras(workload.lora_names), initial=0))
     largest = int(workload.forward_batch[:n_requests].max(initial=0))
     problems = []
     for pool in allocation.pools:
+        own = facts_of(facts, pool)
+        capacity_bytes = device_bytes_for_models(workload, own, n_requests)
         if pool.role == "controlnet":
             needed, what = largest_controlnet, "the largest ControlNet"
         elif pool.topology == "decoupled":
             needed, what = apart, "the largest checkpoint"
         else:
             needed, what = in_process, "a checkpoint with the ControlNets of one request"
+        if pool.role == "base" and largest_lora > max(needed, capacity_bytes):
+            needed, what = largest_lora, "the largest LoRA"
         if needed > capacity_bytes:
             problems.append(
                 Problem(
                     f"allocation pool {pool.name!r}",
                     f"{what} takes {needed / GIB:.1f} GiB of device memory",
-                    f"at most {capacity_bytes / GIB:.1f} GiB ({facts.device_memory_gib:g} GiB less activations of {largest} samples)",
+                    f"at most {capacity_bytes / GIB:.1f} GiB ({own.device_memory_gib:g} GiB less activations of {largest} samples)",
                     "Use GPUs with more memory, smaller batches, or ControlNet workers.",
                 )
             )
@@ -196,12 +211,26 @@ def check_memory(
         raise InputError(problems)
 
 
+def check_residency(replicas: Sequence[BaseReplica], workers: Sequence[ControlNetWorker]) -> None:
+    """Raises :class:`planner.consistency.BrokenRunError` if some memory holds more than it has (our fault)."""
+    memories: list[tuple[str, tuple[Cache, ...]]] = [
+        (r.worker_id, (r.device, r.host_checkpoints, r.host_controlnets, r.host_loras)) for r in replicas
+    ]
+    memories += [(worker.worker_id, (worker.device, worker.host)) for worker in workers]
+    for name, caches in memories:
+        for cache in caches:
+            if not 0 <= cache.used_bytes <= max(cache.capacity_bytes, 0):
+                raise BrokenRunError(f"{name} holds {cache.used_bytes} of {cache.capacity_bytes} bytes")
+
+
 def check_services(allocation: Allocation, services: Mapping[str, ServiceTable], n: int) -> None:
     """Raises :class:`InputError` if a base pool lacks its table, or has one of another topology or length."""
     problems = []
-    for pool in allocation.pools_of("base"):
+    for pool in allocation.pools:
         table = services.get(pool.name)
         place = f"allocation pool {pool.name!r}"
+        if table is None and pool.role == "controlnet":
+            continue  # its forwards then take what the base pool's table says
         if table is None:
             problems.append(Problem(place, "has no service table", f"one of {sorted(services)}", "Build one for it."))
         elif len(table) != n:

@@ -42,11 +42,7 @@ def test_defaults_on_the_page_are_those_of_the_code() -> None:
         ("down_replicas", "0, 1, 15"), ("polling_s", "30, 300, 0"), ("look_back_s", "30, 30, 600, as the other, 1, 1"),
         ("target_utilisation_ratio", "0.7, 60, 0.1, 2, 1000, 2, 0, 30"),
     ):  # fmt: skip
-        row = next(
-            line
-            for line in PAGE[PAGE.index("## Autoscaling") :].splitlines()
-            if line.startswith(f"| `{name}`")
-        )
+        row = next(line for line in PAGE[PAGE.index("## Autoscaling") :].splitlines() if line.startswith(f"| `{name}`"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] == shown
         fields = re.findall(r"`(\w+)`", cells[0])

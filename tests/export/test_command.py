@@ -197,7 +197,7 @@ def test_a_question_that_makes_no_sense_gets_a_sentence(
 
 def test_all_problems_of_a_question_are_shown_together() -> None:
     with pytest.raises(InputError) as caught:
-        answer(ExportQuestion(None, (), None, None, None, True, 3, None, False), TODAY)
+        answer(ExportQuestion(None, (), None, None, None, True, 3, None, False, True), TODAY)
     assert len(caught.value.problems) == 5
 
 

@@ -1,0 +1,233 @@
+"""Return on a plan: full cost of every topology, the change from today as an investment, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.money.assumptions import Assumptions
+from planner.money.evidence import Evidence, LoadRange, attribution_of, load_range, model_traffic, read_evidence
+from planner.money.lines import CostLines, Fleet, ModelTraffic, cost_lines, migration_usd, price_usd_per_gpu_hour
+from planner.money.returns import (
+    Bought,
+    Change,
+    Side,
+    Spread,
+    Swing,
+    break_even_traffic,
+    buy,
+    investment_usd,
+    monte_carlo,
+    neutral,
+    npv_usd,
+    payback_months,
+    savings_usd,
+    slack_ratio,
+    tornado,
+)
+from planner.money.shares import Shares, divide
+from planner.money.value import ValueLines, is_valued, value_lines
+from planner.plan_record import PlanRecord, TopologyRow
+from traces.problems import one_problem
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """One topology in full."""
+
+    topology: str
+    n_gpus: int
+    cost: CostLines
+    value: ValueLines | None
+    is_recommended: bool
+    saving_usd_per_month: float | None
+    """Against the priced row before it; None in the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returns:
+    """The change from today's fleet to the recommendation."""
+
+    today_topology: str
+    today_gpus: int
+    today_cost: CostLines
+    saving_usd_per_month: float
+    investment_usd: float
+    npv_usd: float
+    payback_months: float | None
+    break_even_traffic_ratio: float | None
+    tornado: tuple[Swing, ...]
+    spread: Spread
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Roi:
+    """Everything that ``diffplan roi`` writes."""
+
+    plan: PlanRecord
+    assumptions: Assumptions
+    evidence: Evidence | None
+    price_usd_per_gpu_hour: float
+    models: ModelTraffic | None
+    waterfall: tuple[Priced, ...]
+    returns: Returns | None
+    bought: tuple[tuple[str, Bought], ...]
+    load_ranges: tuple[tuple[str, LoadRange], ...]
+    shares: Shares | None
+    notes: tuple[str, ...]
+    """What is left out, and why."""
+
+
+def make_roi(path: Path, assumptions: Assumptions) -> Roi:
+    """Works a plan's return out; nothing is simulated.
+
+    Raises:
+        InputError: the plan cannot be read or recommends nothing, or today's topology did not compete in it.
+    """
+    plan, evidence, why_not = read_evidence(path)
+    if plan.recommended is None:
+        raise one_problem(str(path), "recommends nothing, so it has no return", "a plan that recommends an allocation")
+    notes = []
+    models = model_traffic(evidence) if evidence is not None else None
+    if evidence is None:
+        notes.append(f"Storage, egress and the division of the cost are left out: {why_not}.")
+    waterfall = _waterfall(plan, assumptions, models)
+    new = next(row for row in waterfall if row.is_recommended)
+    ranges = _load_ranges(plan, assumptions)
+    returns = _returns(plan, assumptions, models, new, dict(ranges), notes)
+    shares = divide(attribution_of(evidence), new.cost) if evidence is not None else None
+    if models is not None:
+        notes.append(
+            "Loads that the records count are priced as if each came from the store: an upper bound. All topologies are taken to "
+            "fetch as much as the recommendation."
+        )
+    if not is_valued(assumptions.value):
+        notes.append("Lower latency earns nothing here: the value curves are off (assumptions: value).")
+    return Roi(
+        plan, assumptions, evidence, price_usd_per_gpu_hour(plan.ids, assumptions), models, waterfall, returns,
+        _bought(plan, assumptions, plan.row(plan.recommended), notes), ranges, shares, tuple(notes),
+    )  # fmt: skip
+
+
+def _fleet(row: TopologyRow, n_gpus: int | None = None) -> Fleet:
+    return Fleet(row.topology, n_gpus if n_gpus is not None else row.n_gpus or 0, max(1, len(row.pools)))
+
+
+def _value(plan: PlanRecord, row: TopologyRow, assumptions: Assumptions) -> ValueLines | None:
+    if not is_valued(assumptions.value):
+        return None
+    return value_lines(row, assumptions.value, plan.ids.hours_per_month)
+
+
+def _waterfall(plan: PlanRecord, assumptions: Assumptions, models: ModelTraffic | None) -> tuple[Priced, ...]:
+    """Stock, tuned, our engine, decoupled: those that keep the promise, so that no gain is credited to a later row."""
+    found: list[Priced] = []
+    for row in plan.topologies:
+        if row.verdict != "meets_slo" or row.n_gpus is None:
+            continue
+        cost = cost_lines(_fleet(row), plan.ids, assumptions, models)
+        saving = found[-1].cost.total_usd - cost.total_usd if found else None
+        found.append(
+            Priced(
+                row.topology, row.n_gpus, cost, _value(plan, row, assumptions), row.topology == plan.recommended, saving
+            )
+        )
+    return tuple(found)
+
+
+def _returns(
+    plan: PlanRecord,
+    assumptions: Assumptions,
+    models: ModelTraffic | None,
+    new: Priced,
+    ranges: dict[str, LoadRange],
+    notes: list[str],
+) -> Returns | None:
+    today = assumptions.today
+    baseline = today.topology or (plan.waterfall.baseline if plan.waterfall and plan.waterfall.baseline else None)
+    rows = {row.topology: row for row in plan.topologies}
+    if baseline is None or baseline not in rows:
+        if today.topology is not None:
+            raise one_problem(
+                "assumptions today.topology", f"got {today.topology}", f"one that competed: {', '.join(rows)}"
+            )
+        notes.append("No other topology is priced, so there is no saving to state (assumptions: today).")
+        return None
+    row = rows[baseline]
+    keeps = row.verdict == "meets_slo"
+    n_gpus = today.n_gpus or (row.n_gpus if keeps else None)
+    if n_gpus is None:
+        notes.append(
+            f"No fleet of {row.topology} keeps the promise, so there is no saving to state; give today.n_gpus if you run one."
+        )
+        return None
+    if not keeps:
+        notes.append(
+            f"Today's {row.topology} does not keep the promise with any number of GPUs: part of what the plan costs buys that."
+        )
+    fleet = _fleet(row, n_gpus)
+    today_cost = cost_lines(fleet, plan.ids, assumptions, models)
+    old_value = _value(plan, row, assumptions) if n_gpus == row.n_gpus else None
+    if is_valued(assumptions.value) and old_value is None:
+        notes.append("The latency of today's fleet is not in the plan, so the value of lower latency is left out.")
+    new_value = new.value if old_value is not None else None
+    change = Change(
+        _side(today_cost, fleet, old_value, row), _side(new.cost, _fleet(plan.row(new.topology)), new_value, plan.row(new.topology)),
+        0.0 if row.topology == new.topology else migration_usd(row.topology, new.topology, assumptions),
+        0.0 if row.topology == new.topology else assumptions.migration.double_running_months,
+        assumptions.horizon,
+    )  # fmt: skip
+    unsure = assumptions.uncertainty
+    factors = {
+        "traffic": unsure.traffic_ratio,
+        "gpu_price": unsure.gpu_price_ratio,
+        "operation": unsure.operation_ratio,
+        "migration": unsure.migration_ratio,
+        "gpu_time_new": (ranges[new.topology].low, ranges[new.topology].high),
+    }
+    if today.n_gpus is None:  # a fleet that is counted has no error
+        factors["gpu_time_today"] = (ranges[row.topology].low, ranges[row.topology].high)
+    one = neutral()
+    return Returns(
+        row.topology, n_gpus, today_cost, float(savings_usd(change, one)[0]), float(investment_usd(change, one)),
+        float(npv_usd(change, one)), payback_months(change, one), break_even_traffic(change),
+        tuple(tornado(change, factors)), monte_carlo(change, factors, unsure.n_draws, plan.ids.seed),
+    )  # fmt: skip
+
+
+def _side(cost: CostLines, fleet: Fleet, value: ValueLines | None, row: TopologyRow) -> Side:
+    gpu_usd = cost.gpu_usd + cost.unused_host_gpu_usd
+    return Side(
+        fleet.n_gpus, fleet.n_services, gpu_usd / fleet.n_gpus, cost.operation_usd, cost.storage_usd,
+        cost.egress_usd - (value.total_usd if value is not None else 0.0),
+        slack_ratio(fleet.n_gpus, fleet.n_services, row.peak_hour_load_gpus),
+    )  # fmt: skip
+
+
+def _load_ranges(plan: PlanRecord, assumptions: Assumptions) -> tuple[tuple[str, LoadRange], ...]:
+    unchecked = assumptions.uncertainty.unchecked_load_ratio
+    return tuple((row.topology, load_range(plan.ids.profile_name, row.topology, unchecked)) for row in plan.topologies)
+
+
+def _bought(
+    plan: PlanRecord, assumptions: Assumptions, row: TopologyRow, notes: list[str]
+) -> tuple[tuple[str, Bought], ...]:
+    """All GPUs, and those beyond the mean load: the peak's."""
+    own = assumptions.ownership
+    if own.gpu_purchase_usd is None or own.hosting_usd_per_gpu_month is None:
+        notes.append("Buying GPUs is not priced: give ownership.gpu_purchase_usd and hosting_usd_per_gpu_month.")
+        return ()
+    n_gpus = row.n_gpus or 0
+    at_peak = max(0, n_gpus - max(1, round((row.mean_load_gpus or 0.0) + 0.5)))
+    price = price_usd_per_gpu_hour(plan.ids, assumptions)
+    return tuple(
+        (
+            words,
+            buy(
+                n, own.gpu_purchase_usd, own.hosting_usd_per_gpu_month, own.life_months, own.resale_ratio, price,
+                plan.ids.hours_per_month, assumptions.horizon.discount_ratio_per_year,
+            ),
+        )
+        for words, n in (("all GPUs", n_gpus), ("GPUs beyond the mean load", at_peak))
+        if n
+    )  # fmt: skip

@@ -1,0 +1,92 @@
+"""The decision sentences: their numbers are the plan's, gains are rounded down, and nothing is promised that is not known."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.money.assumptions import Assumptions
+from planner.money.roi import Roi, make_roi
+from planner.sentences import chance_words, decision, rounded
+
+KANA = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
+CERTAIN = re.compile(r"guarantee|certainly|will save|always|\b100(\.0+)? %|必ず|確実に|保証|100%", re.IGNORECASE)
+
+
+def check(roi: Roi) -> tuple[str, str]:
+    said = decision(roi)
+    for text in (said.english, said.japanese):
+        assert "\n" not in text
+        # a share in time may be printed as the upper end of an interval, nothing else may read as certain
+        assert not CERTAIN.search(re.sub(r"95 ?%[^;、)）]*100\.00 ?%", "", text)), text
+    assert "not a measurement" in said.english
+    assert "実測ではありません" in said.japanese
+    assert KANA.search(said.japanese)
+    assert not KANA.search(said.english)
+    return said.english, said.japanese
+
+
+def test_service_a_moves_and_both_languages_have_the_same_numbers(katz_a: Path) -> None:
+    roi = make_roi(katz_a, Assumptions())
+    english, japanese = check(roi)
+    assert english.startswith("Moving from 15 GPUs of diffusers to 5 GPUs of colocated should save about $")
+    assert roi.returns is not None
+    shown = int(re.findall(r"about \$([\d,]+)", english)[0].replace(",", ""))
+    assert 0.9 * roi.returns.saving_usd_per_month <= shown <= roi.returns.saving_usd_per_month
+    amounts = re.compile(r"\$[\d,]*\d")
+    assert amounts.findall(english) == amounts.findall(japanese)
+    assert len(amounts.findall(english)) == 4
+
+
+def test_service_b_has_no_saving_to_state_and_states_none(katz_b: Path) -> None:
+    english, japanese = check(make_roi(katz_b, Assumptions()))
+    assert english.startswith("To keep 95 % of the requests within 3 s")
+    assert "no saving to state" in english
+    assert "save about" not in english
+    assert "節約額は示せません" in japanese
+
+
+@pytest.mark.real_traces
+def test_gentd26_has_no_reason_to_change(gentd26: Path) -> None:
+    english, japanese = check(make_roi(gentd26, Assumptions()))
+    assert english.startswith("On cost alone there is no reason to leave 1 GPU of diffusers")
+    assert "変える理由はありません" in japanese
+
+
+def test_a_saving_that_may_be_a_loss_is_called_likely_only(katz_a: Path) -> None:
+    roi = make_roi(katz_a, Assumptions())
+    assert roi.returns is not None
+    spread = replace(roi.returns.spread, saving_p05_usd_per_month=-1_234.0, probability_npv_positive=0.8)
+    english, japanese = check(replace(roi, returns=replace(roi.returns, spread=spread)))
+    assert "A saving is likely, not certain." in english
+    assert "−$1,300" in english
+    assert "確実ではありません" in japanese
+
+
+def test_an_unlikely_return_is_no_reason_to_change(katz_a: Path) -> None:
+    roi = make_roi(katz_a, Assumptions())
+    assert roi.returns is not None
+    spread = replace(roi.returns.spread, probability_npv_positive=0.49)
+    english, _ = check(replace(roi, returns=replace(roi.returns, spread=spread)))
+    assert english.startswith("On cost alone there is no reason to leave")
+
+
+@given(st.floats(1e-3, 1e9), st.booleans())
+def test_gains_are_never_rounded_up_and_costs_never_down(value: float, is_gain: bool) -> None:
+    for signed in (value, -value):
+        shown = rounded(signed, is_gain=is_gain)
+        slack = abs(value) * 1e-8  # the step's own rounding
+        assert (shown <= signed + slack) if is_gain else (shown >= signed - slack)
+        assert abs(shown - signed) <= 0.1 * value + slack
+
+
+@given(st.floats(0, 1))
+def test_no_chance_reads_as_certain(probability: float) -> None:
+    english, japanese = chance_words(probability)
+    assert not re.match(r"(100|0) ?%", english)
+    assert not re.match(r"(100|0)%$", japanese)
