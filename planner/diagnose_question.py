@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -107,9 +107,10 @@ def load_present(
         topology = _only_topology(allocation, inputs.gpu_kind, str(fleet.allocation))
         return _present(scenario, folder, inputs, workload, topology, allocation, assumptions), allocation
     known = get_args(ScenarioTopology)
-    topology = fleet.topology or "diffusers"
-    if topology not in known:
-        raise one_problem("--topology", f"got {topology!r}", f"one of {', '.join(known)}")
+    asked = fleet.topology or "diffusers"
+    if asked not in known:
+        raise one_problem("--topology", f"got {asked!r}", f"one of {', '.join(known)}")
+    topology = cast(Topology, asked)
     if fleet.topology is None:
         assumptions = (
             *assumptions,
