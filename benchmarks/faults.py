@@ -3,11 +3,12 @@
     python benchmarks/faults.py                                   # featherweight workers: every fault 20 times
     python benchmarks/faults.py --overload-s 60                   # and a minute of ten times the load that can be served
     python benchmarks/faults.py --model tiny --times 2
-    python benchmarks/faults.py --model sdxl --devices cuda:0,cuda:0,cuda:0,cuda:0 --times 2   # four ranks share a GPU
+    python benchmarks/faults.py --model sdxl --devices cuda:0,cuda:0,cuda:0,cuda:0 --times 2 --limit-s 450  # one GPU is shared
 
 One row a fault: how often it was injected, jobs submitted, lost (no end), doubled (two ends), wrong (done, with another image than
 without faults on the same topology, bit by bit), retried, failed with a reason, and seconds from the fault until every worker was ready and attached again.
 With GPUs also the memory of each device before the first fault, after every recovery, and when the engine has stopped.
+Every fault once, then every fault again, and a row is written after each injection: ``--limit-s`` begins nothing new after so long.
 Rows are added to ``benchmarks/results/faults.json``; those of the same model, devices and fault are replaced.
 """
 
@@ -38,7 +39,8 @@ from engine.serving.settings import Bounds, EngineSettings
 
 RESULTS: Final = Path(__file__).parent / "results" / "faults.json"
 JOBS_PER_FAULT: Final = 6
-WAIT_S: Final = 600.0
+WAIT_S: Final = {"featherweight": 600.0, "tiny": 600.0, "sdxl": 180.0}
+"""The longest wait for a recovery, or for jobs; a GPU that is lent for minutes must not stand still for ten."""
 SIZES: Final = {"featherweight": 16, "tiny": 64, "sdxl": 1024}
 STEPS: Final = {"featherweight": 12, "tiny": 4, "sdxl": 20}
 BOUNDS: Final = {
@@ -107,6 +109,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.model: str = options.model
+        self.wait_s = WAIT_S[options.model]
         self.devices: tuple[str, ...] = tuple(options.devices.split(","))
         self.faults_dir = folder / "faults"
         self.faults_dir.mkdir()
@@ -173,12 +176,12 @@ class Bench:
 
     async def recovered(self) -> None:
         """Waits until every worker is ready and attached."""
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + self.wait_s
         replicas = self.engine.replicas.values()
         while not (all(r.is_ready for r in replicas) and self.engine.pairs.is_settled()):
             if time.monotonic() > until:
                 sys.exit(
-                    f"not recovered within {WAIT_S} s: {[(r.worker_id, r.reason) for r in replicas if not r.is_ready]}"
+                    f"not recovered within {self.wait_s:g} s: {[(r.worker_id, r.reason) for r in replicas if not r.is_ready]}"
                 )
             await asyncio.sleep(0.005)
 
@@ -194,7 +197,7 @@ class Bench:
         ready_before = self._count(fault.worker_id, "ready")
         await self._hurt(fault)
         outcomes: list[Outcome | BaseException] = await asyncio.wait_for(
-            asyncio.gather(*running, return_exceptions=True), WAIT_S
+            asyncio.gather(*running, return_exceptions=True), self.wait_s
         )
         await self._until(lambda: self._count(fault.worker_id, "ready") > ready_before)
         await self.recovered()
@@ -247,10 +250,10 @@ class Bench:
         return sum(event.worker_id == worker_id and event.kind == kind for event in self.engine.events.recent)
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + self.wait_s
         while not is_so():
             if time.monotonic() > until:
-                sys.exit(f"waited {WAIT_S} s in vain")
+                sys.exit(f"waited {self.wait_s:g} s in vain")
             await asyncio.sleep(0.002)
 
 
@@ -303,7 +306,7 @@ async def overload(bench: Bench, seconds: float) -> dict[str, Any]:
         if len(resident_bytes) < int(time.monotonic() - began_s) + 1:
             resident_bytes.append(_resident_bytes())
     if tasks:
-        await asyncio.wait(tasks, timeout=WAIT_S)
+        await asyncio.wait(tasks, timeout=bench.wait_s)
     return {
         "duration_s": seconds,
         "capacity_per_s": round(capacity_per_s, 1),
@@ -321,41 +324,41 @@ def _resident_bytes() -> int:
 
 
 async def measure(options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> None:
-    """Runs every fault that was asked for; each row is kept as soon as it is there."""
+    """Runs every fault that was asked for, round after round; rows are kept after every injection."""
+    until_s = time.monotonic() + options.limit_s
     with tempfile.TemporaryDirectory(prefix="diffplan-faults-") as name:
         bench = Bench(options, Path(name))
         common = {"model": options.model, "devices": list(bench.devices), **about(bench.devices)}
         before = device_used_bytes(bench.devices)
+        served: list[int] = []
         try:
             await bench.start()
             served = device_used_bytes(bench.devices)
-            for fault in FAULTS:
-                if (options.fault and fault.name not in options.fault) or (
-                    fault.number is None and options.model != "featherweight"
-                ):
+            at_rest = {"device_used_bytes_at_rest": served} if served else {}
+            asked = [
+                fault
+                for fault in FAULTS
+                if (not options.fault or fault.name in options.fault)
+                and (fault.number is not None or options.model == "featherweight")
+            ]
+            rows = {fault.name: Row() for fault in asked}
+            for fault in asked * options.times:
+                if time.monotonic() > until_s:
+                    print(f"left out, the time is up: {fault.name}", file=sys.stderr, flush=True)
                     continue
-                row = Row()
-                for _ in range(options.times):
-                    await bench.inject(fault, row)
-                    if served:
-                        row.device_used_bytes.append(device_used_bytes(bench.devices))
-                at_rest = {"device_used_bytes_at_rest": served} if served else {}
+                row = rows[fault.name]
+                await bench.inject(fault, row)
+                if served:
+                    row.device_used_bytes.append(device_used_bytes(bench.devices))
                 keep({"fault": fault.name, **common, **row.to_plain(), **at_rest})
             if options.overload_s > 0:
                 keep({"fault": "overload_10x", **common, **await overload(bench, options.overload_s)})
         finally:
             await bench.engine.stop()
-        if before:
-            after = device_used_bytes(bench.devices)
-            keep(
-                {
-                    "fault": "device_memory",
-                    **common,
-                    "before_bytes": before,
-                    "serving_bytes": served,
-                    "after_bytes": after,
-                }
-            )
+            if before:
+                after = device_used_bytes(bench.devices)
+                memory = {"before_bytes": before, "serving_bytes": served, "after_bytes": after}
+                keep({"fault": "device_memory", **common, **memory})
 
 
 def about(devices: Sequence[str]) -> dict[str, Any]:
@@ -382,6 +385,7 @@ def main() -> None:
     parser.add_argument(
         "--fault", action="append", choices=[fault.name for fault in FAULTS], help="only this one; repeatable"
     )
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="no fault is injected after this")
     parser.add_argument("--overload-s", type=float, default=0.0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
