@@ -21,10 +21,12 @@ class Cells:
     sessions: tuple[str, ...]
 
     @classmethod
-    def of(cls, measurements: Measurements) -> Cells:
-        """Groups rows; the order of rows and sessions does not matter."""
+    def of(cls, measurements: Measurements, *, held_out: bool = False) -> Cells:
+        """Groups the rows that laws are fitted to, or only those that were held out; their order does not matter."""
         grouped: dict[Cell, dict[str, list[float]]] = {}
         for row in measurements.rows:
+            if row.is_held_out != held_out:
+                continue
             grouped.setdefault(row.cell, {}).setdefault(row.session, []).append(row.value_s)
         values = {
             cell: {session: np.sort(np.asarray(found)) for session, found in sorted(by_session.items())}

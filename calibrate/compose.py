@@ -3,7 +3,8 @@
     diffusers, colocated   n_steps x (unet_step + n_controlnets x controlnet_step) + vae_decode + request_overhead + LoRAs
     decoupled              n_steps x (max(encoder, n_controlnets x controlnet_step + transfer) + decoder + join) + …
 
-Text encoding is left out: the images were measured with prompt embeddings given, as all stacks' images are.
+Whole images were measured with prompt embeddings given, so text encoding is left out; only requests to the engine's serving
+processes (``serving``) encode their text.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ STACK_OF = {
     "diffusers_tuned": "diffusers_tuned",
     "colocated": "engine",
     "decoupled": "engine",
+    "serving": "engine",
 }
+"""Topology to stack; ``serving`` is ``colocated`` through the engine's processes, from submitting a job to its outcome."""
+QUANTITY_OF = {**{topology: f"e2e.{topology}" for topology in STACK_OF}, "serving": "serving.latency"}
+"""Topology to the quantity of its whole images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,11 @@ class CheckRow:
     measured_s: float
     predicted_s: float
     is_held_out: bool
-    """False where the fit of ``request_overhead`` or ``remote_join`` used this image."""
+    """False where the fit of ``request_overhead`` or ``remote_join`` used this image, and where a served job's stages are in laws."""
+    n_images: int = 1
+    n_steps: int = 0
+    forward_batch: int = 0
+    megapixels: float = 1.0
 
     @property
     def gap_ratio(self) -> float:
@@ -64,21 +73,44 @@ def denoise_s(seconds: LawSeconds, topology: str, image: Features, residual_byte
     return image.n_steps * each_s
 
 
+def _if_known(seconds: LawSeconds, law: str, **features: float) -> float:
+    """0 by laws that lack it: those of sessions without such jobs."""
+    try:
+        return seconds(law, **features)
+    except KeyError:
+        return 0.0
+
+
+def _served_text_s(seconds: LawSeconds, image: Features) -> float:
+    """The text stage of a served job, its starting noise included."""
+    text_s = seconds("engine.text_encode")
+    if image.forward_batch == image.n_images:
+        text_s = _if_known(seconds, "engine.text_encode_unguided") or text_s
+    size = {"n_images": float(image.n_images), "megapixels": image.megapixels}
+    return text_s + _if_known(seconds, "engine.latent_input", **size)
+
+
 def image_s(
     seconds: LawSeconds, topology: str, image: Features, residual_bytes_per_sample: float, *, overhead: bool = True
 ) -> float:
-    """Seconds of one image job, without waiting and without text encoding."""
+    """Seconds of one image job without waiting; with text encoding where the topology's images encode text."""
     stack = STACK_OF[topology]
     total_s = denoise_s(seconds, topology, image, residual_bytes_per_sample)
+    if topology == "serving":
+        total_s += _served_text_s(seconds, image)
+        if image.n_controlnets:
+            total_s += image.n_controlnets * seconds("engine.control_input", megapixels=image.megapixels)
     total_s += seconds(f"{stack}.vae_decode", n_images=float(image.n_images), megapixels=image.megapixels)
-    if image.n_loras:
-        # stock images were measured until the picture is there: taking the LoRA off comes later. Ours restores inside.
-        total_s += image.n_loras * seconds(
-            "diffusers_tuned.lora_attach" if image.variant == "fused" else f"{stack}.lora_attach",
-            n_bytes=float(image.n_bytes),
-        )
-        if stack == "engine":
-            total_s += seconds("engine.lora_detach", n_bytes=float(image.n_bytes))
+    if image.n_loras and stack == "engine":
+        # written onto the weights together, and restored inside the request
+        n_bytes = float(image.n_loras * image.n_bytes)
+        total_s += seconds("engine.lora_attach", n_bytes=n_bytes) + seconds("engine.lora_detach", n_bytes=n_bytes)
+        if topology == "serving":
+            total_s += _if_known(seconds, "engine.lora_wait")
+    elif image.n_loras:
+        # stock images were measured until the picture is there: taking the LoRA off comes later
+        attach = "diffusers_tuned.lora_attach" if image.variant == "fused" else f"{stack}.lora_attach"
+        total_s += image.n_loras * seconds(attach, n_bytes=float(image.n_bytes))
     if overhead:
         total_s += seconds(f"{stack}.request_overhead")
     return total_s

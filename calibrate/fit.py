@@ -9,12 +9,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from calibrate import remarks
 from calibrate.assumed import PUBLISHED, TAKEN_OVER
-from calibrate.cells import Cell, Cells
+from calibrate.cells import Cells
 from calibrate.compose import STACK_OF, CheckRow, image_s
+from calibrate.estimate import IMAGE_OVERHEAD, OVERHEADS, Estimator, Parameters, published_parameters
 from calibrate.facts import profile_facts, service_noise
-from calibrate.laws import evaluate, fit_form, form_for
-from calibrate.measurement import Features, Measurements, Session
+from calibrate.heldout import HeldOutPoint, held_out_points
+from calibrate.laws import evaluate
+from calibrate.measurement import Measurement, Measurements
 from calibrate.profile import (
     LAW_FEATURES,
     RESIDUAL_LEVELS,
@@ -23,172 +26,83 @@ from calibrate.profile import (
     LatencyProfile,
     Law,
     Status,
+    is_of_sizes,
 )
-from calibrate.recipes import Medians, ModeChoice, Recipe, choose_modes, direct_recipes
+from calibrate.recipes import SUMMED, Medians, Recipe
+from calibrate.served import lora_waits
 from traces.problems import InputError, Problem, one_problem
 
 # Sizes of weights differ by headers and alignment; a box in bytes is that much wider than what was measured.
 BYTES_BOX_RATIO: Final = 0.02
-Parameters = dict[str, dict[str, float]]
+LENT: Final = ("engine.residual_exchange", "engine.checkpoint_load", "engine.controlnet_load")
+"""What sessions of an older engine may supply where there is nothing newer: links; loads, which count as assumed then."""
+LENT_STACKS: Final = ("diffusers", "diffusers_tuned")
+"""Stacks that are not ours: of these also single sizes that the newer sessions lack."""
+STILL_SERVED: Final = ("serving.denoise", "serving.decode")
+"""Stages that run on the GPU alone, so that an engine with a quicker host takes as long for them."""
+OF_AN_OLDER_ENGINE: Final = ("engine.checkpoint_load", "engine.controlnet_load")
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A profile, the rows it came from, and the comparison with whole images."""
+    """A profile, the rows it came from, the comparison with whole images, and what held-out sizes say."""
 
     profile: LatencyProfile
     measurements: Measurements
     check: tuple[CheckRow, ...]
+    held_out: tuple[HeldOutPoint, ...] = ()
+    forms: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Why each form was chosen, see :func:`calibrate.remarks.form_table`."""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is fitted, decided once on all data: the draws repeat it on resampled medians."""
-
-    cells: Cells
-    choice: ModeChoice
-    recipes: Mapping[str, Recipe]
-    forms: Mapping[str, Form]
-    residual_bytes_per_sample: float
-
-    def parameters(self, medians: Medians) -> Parameters:
-        """Parameters of every law that rests on measurements."""
-        found: Parameters = {}
-        for law, recipe in self.recipes.items():
-            x = np.array([source.x for source in recipe.sources])
-            y = np.array([source.combine(medians) for source in recipe.sources])
-            found[law] = fit_form(self.forms[law], x, y)
-            if not recipe.keeps_fixed:
-                found[law]["fixed_s"] = 0.0
-        for law, (origin, _) in TAKEN_OVER.items():
-            # an overhead is taken over below, after it is known
-            if law not in found and origin in found:
-                found[law] = dict(found[origin])
-        self._add_overheads(found, medians)
-        self._add_join(found, medians)
-        return found
-
-    def _form(self, law: str) -> Form:
-        if law in self.forms:
-            return self.forms[law]
-        if law in TAKEN_OVER and law not in PUBLISHED:
-            return self._form(TAKEN_OVER[law][0])
-        published = PUBLISHED.get(law)
-        return "affine" if published and published.per_byte_s is not None else "constant"
-
-    def seconds(self, parameters: Parameters, law: str, **features: float) -> float:
-        """One law at one point; raises KeyError if it is not known."""
-        x = 1.0
-        for value in features.values():
-            x *= value
-        given = parameters.get(law) or _published_parameters(law)
-        return evaluate(self._form(law), given, x)
-
-    def image_cells(self, topology: str, **wanted: int) -> list[Cell]:
-        """Images of a topology in the modes that were chosen; stock images were measured in one mode."""
-        found = self.cells.matching(
-            f"e2e.{topology}", lambda f: all(getattr(f, name) == value for name, value in wanted.items())
-        )
-        if STACK_OF[topology] != "engine":
-            return found
-        return [cell for cell in found if cell[1] == self.choice.of(cell[2].forward_batch, [c[1] for c in found])]
-
-    def remote_cells(self) -> list[Cell]:
-        """Steps with remote ControlNets, in the mode that was chosen for their batch."""
-        found = self.cells.matching("engine.remote_step")
-        return [cell for cell in found if cell[1] == self.choice.of(cell[2].forward_batch, [c[1] for c in found])]
-
-    def _add_overheads(self, found: Parameters, medians: Medians) -> None:
-        for stack, topology in (
-            ("diffusers", "diffusers"),
-            ("diffusers_tuned", "diffusers_tuned"),
-            ("engine", "colocated"),
-        ):
-            rests = []
-            for cell in self.image_cells(topology, n_controlnets=0, n_loras=0):
-                try:
-                    composed = image_s(
-                        lambda law, **features: self.seconds(found, law, **features),
-                        topology,
-                        cell[2],
-                        self.residual_bytes_per_sample,
-                        overhead=False,
-                    )
-                except KeyError:
-                    continue
-                rests.append(max(0.0, medians[cell] - composed))
-            if rests:
-                found[f"{stack}.request_overhead"] = {"value_s": float(np.median(rests))}
-        origin, _ = TAKEN_OVER["diffusers_tuned.request_overhead"]
-        if "diffusers_tuned.request_overhead" not in found and origin in found:
-            found["diffusers_tuned.request_overhead"] = dict(found[origin])
-
-    def _add_join(self, found: Parameters, medians: Medians) -> None:
-        rests = []
-        for cell in self.remote_cells():
-            f = cell[2]
-            step = {"forward_batch": float(f.forward_batch), "megapixels": f.megapixels}
-            n_bytes = self.residual_bytes_per_sample * f.forward_batch
-            plain = dataclasses.replace(f, n_controlnets=0, n_loras=0, n_bytes=0, n_steps=0, link="", variant="")
-
-            def part(name: str, mode: str = cell[1], at: Features = plain, step: dict[str, float] = step) -> float:
-                # in the mode of the remote step, where that was measured: a mixture would blame the join
-                same = (f"engine.{name}", mode, at)
-                return medians[same] if same in medians else self.seconds(found, f"engine.{name}", **step)
-
-            try:
-                remote_s = f.n_controlnets * part("controlnet_step") + self.seconds(
-                    found, "engine.residual_transfer.nvlink", n_bytes=n_bytes
-                )
-                hidden_s = max(part("encoder_step"), remote_s)
-                rests.append(medians[cell] - hidden_s - part("decoder_step"))
-            except KeyError:
-                continue
-        if rests:
-            found["engine.remote_join"] = {"value_s": max(0.0, float(np.median(rests)))}
-
-
-def _published_parameters(law: str) -> dict[str, float]:
-    published = PUBLISHED[law]
-    if published.per_byte_s is None:
-        return {"value_s": published.fixed_s}
-    return {"fixed_s": published.fixed_s, "per_unit_s": published.per_byte_s}
-
-
-def fit_profile(measurements: Measurements, *, n_draws: int = 64, seed: int = 2026) -> Fitted:
+def fit_profile(
+    measurements: Measurements,
+    *,
+    n_draws: int = 64,
+    seed: int = 2026,
+    borrowed: Measurements | None = None,
+    served_since: str = "",
+) -> Fitted:
     """Fits every law that the measurements support; the others are assumed, with their source, or left out and named.
+
+    Args:
+        measurements: the sessions to fit.
+        n_draws: joint bootstrap draws.
+        seed: of the bootstrap.
+        borrowed: older sessions of the same GPU and model; of these only ``LENT``, ``LENT_STACKS`` and facts that the others lack are used.
+        served_since: UTC, ISO 8601; jobs on the serving path of sessions that began before are of an older engine: of them only
+            steps and decoding of kinds that were not served since are used. Empty: all are used.
 
     Raises:
         InputError: no measurements, or sessions of different GPUs or models.
     """
+    own_sessions = measurements.sessions
+    measurements = _with_borrowed(measurements, borrowed) if borrowed is not None else measurements
     _check_sessions(measurements)
     rows = tuple(sorted(measurements.rows, key=lambda row: (row.session, row.order)))
     sessions = tuple(sorted(measurements.sessions, key=lambda session: session.session))
     measurements = Measurements(rows, sessions)
-    cells = Cells.of(measurements)
+    cells = Cells.of(_of_newest_engine(measurements, served_since))
     medians = cells.medians()
-    facts = profile_facts(sessions)
-    choice = choose_modes(cells, medians)
-    recipes = direct_recipes(cells, medians, choice)
-    forms = {
-        law: form_for(
-            np.array([source.x if source.vector else 0.0 for source in recipe.sources]), has_floor=recipe.has_floor
-        )
-        for law, recipe in recipes.items()
-    }
-    plan = _Plan(cells, choice, recipes, forms, facts["residual_bytes_per_sample"].value)
-    estimate = plan.parameters(medians)
+    facts = profile_facts(own_sessions, borrowed.sessions if borrowed is not None else ())
+    estimator = Estimator.of(cells, facts["residual_bytes_per_sample"].value)
+    estimate = estimator.parameters(medians)
     if "engine.unet_step" not in estimate and "diffusers.unet_step" not in estimate:
         raise one_problem(
             "measurements", "hold no UNet steps", "engine.unet_step or diffusers.unet_step", "Measure the part 'steps'."
         )
-    drawn = [plan.parameters(cells.resampled_medians(seed, k)) for k in range(n_draws)]
+    drawn = [estimator.parameters(cells.resampled_medians(seed, k), (seed, k), estimate) for k in range(n_draws)]
     draws = {
-        f"{law}:{name}": tuple(one[law][name] for one in drawn) for law in sorted(estimate) for name in estimate[law]
+        f"{law}:{name}": tuple(one[law][name] for one in drawn)
+        for law in sorted(estimate)
+        if law in LAW_FEATURES
+        for name in estimate[law]
     }
-    laws = {law: _law(plan, law, estimate) for law in LAW_FEATURES if law in estimate or law in PUBLISHED}
+    lenders = {s.session: s.started for s in sessions if "borrowed" in s.fingerprint}
+    laws = {law: _law(estimator, law, estimate, lenders) for law in LAW_FEATURES if law in estimate or law in PUBLISHED}
     _widen_decoding(laws)
-    check = _check(plan, estimate, medians)
+    _widen_parts_of_steps(laws)
+    check = _check(estimator, estimate, medians)
     profile = LatencyProfile(
         architecture=sessions[0].model,
         gpu_kind=sessions[0].gpu_kind,
@@ -196,12 +110,54 @@ def fit_profile(measurements: Measurements, *, n_draws: int = 64, seed: int = 20
         facts=facts,
         noise_ratio_quantiles=service_noise(cells),
         draws=draws,
-        fingerprint=_fingerprint(sessions),
+        fingerprint=remarks.fingerprint(sessions),
         raw_sha256="",
         created=max(session.started for session in sessions),
-        notes=tuple(_notes(plan, laws, check, sessions)),
     )
-    return Fitted(profile, measurements, check)
+    held_out = held_out_points(profile, measurements, estimator.choice)
+    said = tuple(remarks.notes(estimator, laws, check, held_out, measurements, served_since))
+    profile = dataclasses.replace(profile, notes=said)
+    return Fitted(profile, measurements, check, held_out, remarks.form_table(estimator))
+
+
+def _of_newest_engine(measurements: Measurements, served_since: str) -> Measurements:
+    """Without what older sessions say about the serving path, where the engine has changed."""
+    if not served_since:
+        return measurements
+    older = {session.session for session in measurements.sessions if session.started < served_since}
+    newer_cells = {row.cell for row in measurements.rows if row.session not in older}
+    kept = tuple(
+        row
+        for row in measurements.rows
+        if row.session not in older
+        or not row.quantity.startswith("serving.")
+        or (row.quantity in STILL_SERVED and row.cell not in newer_cells)
+    )
+    return Measurements(kept, measurements.sessions)
+
+
+def _with_borrowed(measurements: Measurements, borrowed: Measurements) -> Measurements:
+    quantities = {row.quantity for row in measurements.rows}
+    cells = {row.cell for row in measurements.rows}
+    own = {session.session for session in measurements.sessions}
+
+    def is_wanted(row: Measurement) -> bool:
+        if row.session in own:
+            return False
+        if row.quantity in LENT:
+            return row.quantity not in quantities
+        return row.quantity.split(".")[0] in LENT_STACKS and row.cell not in cells
+
+    rows = tuple(row for row in borrowed.rows if is_wanted(row))
+    wanted = sorted({row.quantity for row in rows})
+    sessions = tuple(
+        dataclasses.replace(
+            session, facts={}, parts={}, failures=(), fingerprint={**session.fingerprint, "borrowed": wanted}
+        )
+        for session in borrowed.sessions
+        if session.session in {row.session for row in rows}
+    )
+    return measurements.merged(Measurements(rows, sessions))
 
 
 def _widen_decoding(laws: dict[str, Law]) -> None:
@@ -221,6 +177,37 @@ def _widen_decoding(laws: dict[str, Law]) -> None:
             )
 
 
+def _widen_parts_of_steps(laws: dict[str, Law]) -> None:
+    """Beyond the sizes they were timed at, parts of a step go by their form within the box of the step, and count as assumed.
+
+    A control image was timed at one size; reading and laying it out goes by its pixels. Fusing one size of LoRA takes as long as
+    fusing another: stock's loading hardly depends on the bytes.
+    """
+    for name in SUMMED:
+        stock, law = laws.get(name.replace("diffusers_tuned", "diffusers")), laws.get(name)
+        if stock is None or law is None or dict(stock.domain) == dict(law.domain):
+            continue
+        if law.status == "measured" and len(law.points) == 1:
+            said = f"{law.source}; other sizes take as long"
+            laws[name] = dataclasses.replace(law, status="assumed", source=said, domain=stock.domain)
+    for name in ("diffusers.controlnet_step", "diffusers.unet_lora_step", "diffusers_tuned.controlnet_step"):
+        whole = laws.get(f"{name.split('.')[0]}.unet_step")
+        law = laws.get(name)
+        if whole is None or law is None or law.status != "measured":
+            continue
+        box = {
+            feature: (min(low, whole.domain[feature][0]), max(high, whole.domain[feature][1]))
+            for feature, (low, high) in law.domain.items()
+        }
+        if box != dict(law.domain):
+            said = f"{law.source}; in the rest of {whole.name}'s box by its form"
+            laws[name] = dataclasses.replace(law, status="assumed", source=said, domain=box)
+    control = laws.get("engine.control_input")
+    if control is not None and len(control.points) == 1:
+        said = f"{control.source}; other sizes by their pixels"
+        laws[control.name] = dataclasses.replace(control, status="assumed", source=said, domain={})
+
+
 def _check_sessions(measurements: Measurements) -> None:
     problems = []
     if not measurements.rows or not measurements.sessions:
@@ -235,129 +222,149 @@ def _check_sessions(measurements: Measurements) -> None:
         raise InputError(problems)
 
 
-def _law(plan: _Plan, law: str, estimate: Parameters) -> Law:
+def _marked_as_lent(estimator: Estimator, recipe: Recipe, law: Law, lenders: Mapping[str, str]) -> Law:
+    """Says where the rows are from if all are from sessions that were borrowed."""
+    used = {name for source in recipe.sources for cell in source.cells for name in estimator.cells.values[cell]}
+    if not used <= set(lenders):
+        return law
+    said = (
+        f"{law.source}; measured on {', '.join(sorted({lenders[name][:10] for name in used}))}, before the other rows"
+    )
+    if law.name not in OF_AN_OLDER_ENGINE:
+        return dataclasses.replace(law, source=said)
+    return dataclasses.replace(
+        law, status="assumed", source=f"{said}, with an older engine that loaded straight to the GPU"
+    )
+
+
+def _law(estimator: Estimator, law: str, estimate: Parameters, lenders: Mapping[str, str]) -> Law:
     features = LAW_FEATURES[law]
-    recipe = plan.recipes.get(law)
-    # tuned Diffusers' LoRA times are sums of stock times: nobody ran it that way
-    status: Status = "measured"
-    if law in ("diffusers_tuned.lora_attach", "diffusers_tuned.lora_detach"):
-        status = "assumed"
+    recipe = estimator.recipes.get(law)
     if recipe is not None:
-        return _from_recipe(plan, recipe, features, estimate[law], status)
-    if law.endswith(".request_overhead") and law in estimate and _has_own_overhead(plan, law):
-        topology = {"diffusers": "diffusers", "diffusers_tuned": "diffusers_tuned", "engine": "colocated"}[
-            law.split(".")[0]
-        ]
-        n = sum(plan.cells.pooled(cell).size for cell in plan.image_cells(topology, n_controlnets=0, n_loras=0))
-        text = f"median e2e.{topology} without add-ons minus steps and VAE by their laws"
-        return Law(law, "constant", features, estimate[law], "measured", text, n_repetitions=n)
+        # sums of stock times: nobody ran tuned Diffusers that way
+        status: Status = "assumed" if law in SUMMED and not recipe.is_direct else "measured"
+        fitted = _from_recipe(estimator, recipe, features, estimate[law], status)
+        return _marked_as_lent(estimator, recipe, fitted, lenders)
+    stack, _, ending = law.partition(".")
+    if ending == "request_overhead" and law in estimate:
+        topology = OVERHEADS[stack]
+        used = estimator.image_cells(topology, n_controlnets=0, n_loras=0)
+        if used:
+            n = sum(estimator.cells.pooled(cell).size for cell in used)
+            text = f"median e2e.{topology} without add-ons minus steps and VAE by their laws"
+            return Law(law, "constant", features, estimate[law], "measured", text, n_repetitions=n)
     if law == "engine.remote_join" and law in estimate:
-        n = sum(plan.cells.pooled(cell).size for cell in plan.remote_cells())
+        n = sum(estimator.cells.pooled(cell).size for cell in estimator.remote_cells())
         text = "median engine.remote_step minus max(encoder, ControlNets + transfer) minus decoder, by their laws"
+        return Law(law, "constant", features, estimate[law], "measured", text, n_repetitions=n)
+    if law == "engine.lora_wait" and law in estimate:
+        n = sum(estimator.cells.pooled(cell).size for cell in lora_waits(estimator.cells))
+        text = "median over kinds of jobs of serving.lora_wait minus lora_attach and lora_detach of their bytes, by their laws"
         return Law(law, "constant", features, estimate[law], "measured", text, n_repetitions=n)
     if law in estimate:
         origin, why = TAKEN_OVER[law]
-        taken = _law(plan, origin, estimate)
-        return Law(law, taken.form, features, estimate[law], "assumed", f"taken from {origin}: {why}", taken.domain)
+        taken = _law(estimator, origin, estimate, lenders)
+        return Law(
+            law, taken.form, features, estimate[law], "assumed", f"taken from {origin}: {why}", taken.domain,
+            points=taken.points if taken.point_ratios else (), point_ratios=taken.point_ratios,
+        )  # fmt: skip
     published = PUBLISHED[law]
     form: Form = "constant" if published.per_byte_s is None else "affine"
-    return Law(law, form, features, _published_parameters(law), "assumed", published.source)
-
-
-def _has_own_overhead(plan: _Plan, law: str) -> bool:
-    topology = {"diffusers": "diffusers", "diffusers_tuned": "diffusers_tuned", "engine": "colocated"}[
-        law.split(".")[0]
-    ]
-    return bool(plan.image_cells(topology, n_controlnets=0, n_loras=0))
+    return Law(law, form, features, published_parameters(law), "assumed", published.source)
 
 
 def _from_recipe(
-    plan: _Plan, recipe: Recipe, features: tuple[str, ...], parameters: dict[str, float], status: Status
+    estimator: Estimator, recipe: Recipe, features: tuple[str, ...], parameters: dict[str, float], status: Status
 ) -> Law:
-    form = plan.forms[recipe.law]
+    choice = estimator.forms[recipe.law]
     domain = {}
     for index, feature in enumerate(features):
-        column = [source.vector[index] for source in recipe.sources]
+        column = [source.vector[index] for source in (*recipe.sources, *recipe.served)]
         wider = BYTES_BOX_RATIO if feature == "n_bytes" else 0.0
         domain[feature] = (min(column) * (1 - wider), max(column) * (1 + wider))
-    used = {cell for source in recipe.sources for cell in source.cells}
+    used = {cell for source in (*recipe.sources, *recipe.served) for cell in source.cells}
     ratios: tuple[float, ...] = ()
     if recipe.is_direct:
         all_ratios = np.concatenate([
-            plan.cells.pooled(source.cells[0]) / evaluate(form, parameters, source.x if source.vector else 1.0)
+            estimator.cells.pooled(source.cells[0])
+            / evaluate(choice.form, parameters, source.x if source.vector else 1.0, _megapixels(features, source.vector))
             for source in recipe.sources
         ])  # fmt: skip
         ratios = tuple(float(value) for value in np.quantile(all_ratios, RESIDUAL_LEVELS))
+    points = tuple(sorted({source.vector for source in (*recipe.sources, *recipe.served)})) if features else ()
     return Law(
         name=recipe.law,
-        form=form,
+        form=choice.form,
         features=features,
         parameters=parameters,
         status=status,
         source=recipe.text,
         domain=domain,
-        points=tuple(sorted(source.vector for source in recipe.sources)) if features else (),
-        n_repetitions=sum(plan.cells.pooled(cell).size for cell in used),
+        points=points,
+        point_ratios=_point_ratios(estimator, recipe, parameters, points) if is_of_sizes(features) else (),
+        n_repetitions=sum(estimator.cells.pooled(cell).size for cell in used),
         residual_ratio_quantiles=ratios,
+        left_out_error_ratio=_left_out_error(estimator, recipe),
     )
 
 
-def _check(plan: _Plan, estimate: Parameters, medians: Medians) -> tuple[CheckRow, ...]:
+def _point_ratios(
+    estimator: Estimator, recipe: Recipe, parameters: dict[str, float], points: tuple[tuple[float, ...], ...]
+) -> tuple[float, ...]:
+    """measured / form at each size of a law of a batch and pixels: as served, else the median over the sources of that size."""
+    medians = estimator.cells.medians()
+    form = estimator.forms[recipe.law].form
+    found = []
+    for point in points:
+        sources = [source for source in recipe.served if source.vector == point] or recipe.sources
+        measured = [source.combine(medians) for source in sources if source.vector == point]
+        batch, megapixels = point
+        said = evaluate(form, parameters, batch * megapixels, megapixels)
+        found.append(float(f"{np.median(measured) / said:.9g}") if said > 0 else 1.0)
+    return tuple(found)
+
+
+def _megapixels(features: tuple[str, ...], vector: tuple[float, ...]) -> float:
+    return vector[features.index("megapixels")] if "megapixels" in features else 1.0
+
+
+def _left_out_error(estimator: Estimator, recipe: Recipe) -> float:
+    left_out_s = estimator.forms[recipe.law].left_out_s
+    if not left_out_s:
+        return 0.0
+    medians = estimator.cells.medians()
+    y = np.array([source.combine(medians) for source in recipe.sources])
+    return float(f"{np.sqrt(np.mean((np.array(left_out_s) / y - 1) ** 2)):.6g}")
+
+
+def _check(estimator: Estimator, estimate: Parameters, medians: Medians) -> tuple[CheckRow, ...]:
+    in_process = {**estimate, "engine.request_overhead": estimate.get(IMAGE_OVERHEAD, {"value_s": 0.0})}
+    measured = estimator.measured_steps(medians)
     rows = []
     for topology in STACK_OF:
-        for cell in plan.image_cells(topology):
+        # images in the measuring process pass no front and no wire
+        known = estimate if topology == "serving" or IMAGE_OVERHEAD not in estimate else in_process
+        for cell in estimator.image_cells(topology):
             f = cell[2]
             try:
                 predicted_s = image_s(
-                    lambda law, **features: plan.seconds(estimate, law, **features),
+                    lambda law, known=known, **features: estimator.seconds(known, law, measured, **features),
                     topology,
                     f,
-                    plan.residual_bytes_per_sample,
+                    estimator.residual_bytes_per_sample,
                 )
             except KeyError:
                 continue
-            held_out = bool(f.n_controlnets or f.n_loras)
+            held_out = bool(f.n_controlnets or f.n_loras) and topology != "serving"
             rows.append(
                 CheckRow(
-                    topology, cell[1], f.n_controlnets, f.n_loras, f.variant, plan.cells.pooled(cell).size,
-                    medians[cell], predicted_s, held_out,
+                    topology, cell[1], f.n_controlnets, f.n_loras, f.variant, estimator.cells.pooled(cell).size,
+                    medians[cell], predicted_s, held_out, f.n_images, f.n_steps, f.forward_batch, f.megapixels,
                 )
             )  # fmt: skip
-    return tuple(
-        sorted(rows, key=lambda r: (list(STACK_OF).index(r.topology), r.n_controlnets, r.n_loras, r.variant, r.mode))
-    )
 
+    def order(row: CheckRow) -> tuple[float | int | str, ...]:
+        size = (row.megapixels < 1, -row.n_steps, row.n_images, row.forward_batch)
+        return (*size, row.n_controlnets, row.n_loras, row.variant, row.mode)
 
-def _fingerprint(sessions: tuple[Session, ...]) -> dict[str, Any]:
-    return {
-        "gpu": sessions[0].fingerprint.get("gpu", ""),
-        "sessions": [
-            {"session": s.session, "started": s.started, "parts_s": dict(s.parts), **s.fingerprint} for s in sessions
-        ],
-    }
-
-
-def _notes(
-    plan: _Plan, laws: Mapping[str, Law], check: tuple[CheckRow, ...], sessions: tuple[Session, ...]
-) -> list[str]:
-    notes = [f"engine.* in the fastest mode that was measured: {plan.choice.text}."]
-    for topology in STACK_OF:
-        gaps = [row.gap_ratio for row in check if row.topology == topology and row.is_held_out]
-        if gaps:
-            notes.append(
-                f"Held-out images, {topology}: composed from laws against measured {min(gaps):+.1%} to {max(gaps):+.1%}, "
-                f"median {float(np.median(gaps)):+.1%} ({len(gaps)} kinds)."
-            )
-    missing = sorted(set(LAW_FEATURES) - set(laws))
-    if missing:
-        notes.append(f"Not measured and not assumed: {', '.join(missing)}.")
-    for name in ("diffusers", "diffusers_tuned", "engine"):
-        law = laws.get(f"{name}.request_overhead")
-        if law is not None and law.status == "measured" and law.parameters["value_s"] == 0.0:
-            notes.append(f"{name}.request_overhead is 0: whole images took less than their parts.")
-    n_failures = sum(len(session.failures) for session in sessions)
-    if n_failures:
-        notes.append(
-            f"{n_failures} tasks of {len(sessions)} sessions failed or were left out; the raw data names them."
-        )
-    return notes
+    return tuple(row for topology in STACK_OF for row in sorted((r for r in rows if r.topology == topology), key=order))

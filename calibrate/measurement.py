@@ -23,6 +23,8 @@ METADATA_KEY: Final = b"diffplan.measurements"
 ROWS_FILE: Final = "measurements.jsonl"
 SESSION_FILE: Final = "session.json"
 PARQUET_FILE: Final = "measurements.parquet"
+PREVIOUS_FILE: Final = "previous.parquet"
+"""What a run that is being resumed had measured before."""
 ROWS_MAX: Final = 5_000_000
 
 
@@ -66,6 +68,10 @@ class Measurement:
     order: int
     """Position in the session: rows with ascending order were measured one after the other."""
     value_s: float
+    is_held_out: bool = False
+    """Measured to check laws: never used in fitting one."""
+    flags: str = ""
+    """What was noticed while it was measured, joined by ``+``: ``throttled``, ``noisy``. Nothing is deleted for it."""
 
     @property
     def cell(self) -> tuple[str, str, Features]:
@@ -98,6 +104,8 @@ class Session:
     parts: Mapping[str, float] = field(default_factory=dict)
     """Part to the seconds it took."""
     failures: tuple[Failure, ...] = ()
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    """Task of the design to how often it was done: what a resumed session need not do again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +130,25 @@ _SCHEMA = pa.schema(
     [("session", pa.string()), ("quantity", pa.string()), ("stack", pa.string()), ("topology", pa.string()),
      ("mode", pa.string())]
     + [(name, pa.string() if name in ("link", "variant") else pa.int64()) for name in _FEATURE_FIELDS]
-    + [("repetition", pa.int64()), ("order", pa.int64()), ("value_s", pa.float64())]
+    + [("repetition", pa.int64()), ("order", pa.int64()), ("value_s", pa.float64()), ("is_held_out", pa.bool_()),
+       ("flags", pa.string())]
 )  # fmt: skip
 _PLAIN = ("session", "quantity", "stack", "topology", "mode", "repetition", "order", "value_s")
+_LATER: Final[Mapping[str, Any]] = {"is_held_out": False, "flags": ""}
+"""Columns that files of older versions lack, and what holds for these."""
 
 
 def row_to_plain(row: Measurement) -> dict[str, Any]:
     """Flat dictionary of one row, the columns of the Parquet file."""
-    return {name: getattr(row, name) for name in _PLAIN} | dataclasses.asdict(row.features)
+    return {name: getattr(row, name) for name in (*_PLAIN, *_LATER)} | dataclasses.asdict(row.features)
 
 
 def row_from_plain(plain: Mapping[str, Any]) -> Measurement:
     """The row of a flat dictionary; raises KeyError or TypeError where a column is missing."""
     return Measurement(
-        **{name: plain[name] for name in _PLAIN}, features=Features(**{name: plain[name] for name in _FEATURE_FIELDS})
+        **{name: plain[name] for name in _PLAIN},
+        **{name: plain.get(name, default) for name, default in _LATER.items()},
+        features=Features(**{name: plain[name] for name in _FEATURE_FIELDS}),
     )
 
 
@@ -183,25 +196,58 @@ def read_measurements(path: Path) -> Measurements:
         ) from None
     except pa.ArrowInvalid as error:
         raise one_problem(str(path), f"is not Parquet: {error}", "measurements of 'calibrate run'") from None
+    return parse_table(table, str(path))
+
+
+def parse_table(table: pa.Table, where: str) -> Measurements:
+    """The measurements in a table that was read from such a file.
+
+    Raises:
+        InputError: it holds none, or what it holds cannot be; every problem is named.
+    """
     if table.num_rows > ROWS_MAX:
-        raise one_problem(str(path), f"has {table.num_rows} rows", f"at most {ROWS_MAX}")
-    missing = [name for name in _SCHEMA.names if name not in table.column_names]
+        raise one_problem(where, f"has {table.num_rows} rows", f"at most {ROWS_MAX}")
+    missing = [name for name in _SCHEMA.names if name not in table.column_names and name not in _LATER]
     metadata = (table.schema.metadata or {}).get(METADATA_KEY)
-    problems = [Problem(f"{path} column {name}", "is missing", "a file written by 'calibrate run'") for name in missing]
+    problems = [
+        Problem(f"{where} column {name}", "is missing", "a file written by 'calibrate run'") for name in missing
+    ]
+    for name in set(_SCHEMA.names) & set(table.column_names):
+        found, wanted = table.schema.field(name).type, _SCHEMA.field(name).type
+        if found != wanted and not (pa.types.is_large_string(found) and pa.types.is_string(wanted)):
+            problems.append(Problem(f"{where} column {name}", f"holds {found}", f"{wanted}"))
+        elif table.column(name).null_count:
+            problems.append(Problem(f"{where} column {name}", f"has {table.column(name).null_count} gaps", "none"))
+    problems.sort(key=lambda problem: problem.where)
     if metadata is None:
-        problems.append(Problem(f"{path} metadata", "says nothing about the session", "a file of 'calibrate run'"))
+        problems.append(Problem(f"{where} metadata", "says nothing about the session", "a file of 'calibrate run'"))
     if problems:
         raise InputError(problems)
     try:
         decoded = json.loads(metadata or b"{}")
         sessions = tuple(session_from_plain(item) for item in decoded["sessions"])
         rows = tuple(row_from_plain(row) for row in table.to_pylist())
-    except (KeyError, TypeError, ValueError) as error:
-        raise one_problem(f"{path} metadata", f"cannot be decoded: {error}", "a file of 'calibrate run'") from None
-    return _checked(Measurements(rows, sessions), path)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise one_problem(f"{where} metadata", f"cannot be decoded: {error}", "a file of 'calibrate run'") from None
+    return _checked(Measurements(rows, sessions), where)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds measurements, of a run that is finished or was cut short."""
+    return any((folder / name).exists() for name in (PARQUET_FILE, PREVIOUS_FILE, SESSION_FILE))
 
 
 def _read_folder(folder: Path) -> Measurements:
+    previous = folder / PREVIOUS_FILE
+    before = read_measurements(previous) if previous.exists() else Measurements((), ())
+    if before.sessions and not (folder / SESSION_FILE).exists():
+        return before
+    rest = _read_log(folder)
+    # cut short between the two: what the log holds is in the earlier file already
+    return before if {s.session for s in rest.sessions} <= {s.session for s in before.sessions} else before.merged(rest)
+
+
+def _read_log(folder: Path) -> Measurements:
     try:
         session = session_from_plain(json.loads((folder / SESSION_FILE).read_text(encoding="utf-8")))
         lines = (folder / ROWS_FILE).read_text(encoding="utf-8").splitlines()
@@ -212,18 +258,18 @@ def _read_folder(folder: Path) -> Measurements:
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise one_problem(str(folder), f"holds no measurements: {error}", "the folder of a run") from None
-    return _checked(Measurements(rows, (session,)), folder)
+    return _checked(Measurements(rows, (session,)), str(folder))
 
 
-def _checked(measurements: Measurements, path: Path) -> Measurements:
+def _checked(measurements: Measurements, where: str) -> Measurements:
     known = {session.session for session in measurements.sessions}
     problems = [
-        Problem(f"{path} row {index} column value_s", f"got {row.value_s!r}", "seconds above 0")
+        Problem(f"{where} row {index} column value_s", f"got {row.value_s!r}", "seconds above 0")
         for index, row in enumerate(measurements.rows, start=1)
         if not 0 < row.value_s < float("inf")
     ]
     problems += [
-        Problem(f"{path} session", f"{name!r} is not described in the metadata", f"one of {sorted(known)}")
+        Problem(f"{where} session", f"{name!r} is not described in the metadata", f"one of {sorted(known)}")
         for name in sorted({row.session for row in measurements.rows} - known)
     ]
     if problems:
@@ -242,16 +288,30 @@ def merge(parts: Sequence[Measurements]) -> Measurements:
 class RowLog:
     """Appends rows of a running session to its folder and numbers them."""
 
-    def __init__(self, folder: Path, session: str) -> None:
+    def __init__(self, folder: Path, session: str, previous: Measurements | None = None) -> None:
+        """``previous``: of the sessions that this one goes on with; kept with its own in one file."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self._previous = previous
+        if previous is not None:
+            write_measurements(previous, folder / PREVIOUS_FILE)
+            (folder / PARQUET_FILE).unlink(missing_ok=True)
         self.session = session
         self.rows: list[Measurement] = []
         self._repetitions: dict[tuple[str, str, Features], int] = {}
         (folder / ROWS_FILE).write_text("", encoding="utf-8")
 
     def add(
-        self, quantity: str, values_s: Iterable[float], *, stack: str, topology: str, mode: str, features: Features
+        self,
+        quantity: str,
+        values_s: Iterable[float],
+        *,
+        stack: str,
+        topology: str,
+        mode: str,
+        features: Features,
+        is_held_out: bool = False,
+        flags: str = "",
     ) -> None:
         """Appends one row per value and flushes them to disk."""
         fresh = []
@@ -261,7 +321,17 @@ class RowLog:
             self._repetitions[cell] = repetition + 1
             fresh.append(
                 Measurement(
-                    self.session, quantity, stack, topology, mode, features, repetition, len(self.rows), float(value_s)
+                    self.session,
+                    quantity,
+                    stack,
+                    topology,
+                    mode,
+                    features,
+                    repetition,
+                    len(self.rows),
+                    float(value_s),
+                    is_held_out,
+                    flags,
                 )
             )
             self.rows.append(fresh[-1])
@@ -277,7 +347,9 @@ class RowLog:
     def finish(self, session: Session) -> Path:
         """Writes the Parquet file and removes what it replaces."""
         path = self.folder / PARQUET_FILE
-        write_measurements(Measurements(tuple(self.rows), (session,)), path)
+        own = Measurements(tuple(self.rows), (session,))
+        write_measurements(own if self._previous is None else self._previous.merged(own), path)
+        (self.folder / PREVIOUS_FILE).unlink(missing_ok=True)
         (self.folder / ROWS_FILE).unlink(missing_ok=True)
         (self.folder / SESSION_FILE).unlink(missing_ok=True)
         return path

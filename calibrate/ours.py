@@ -1,23 +1,24 @@
-"""Our engine under the clock: the parts of a step, LoRA patching, loading, and whole images; alone or with remote ControlNets."""
+"""Our engine under the clock: the parts of a step, LoRAs, loading, everything around the steps, and whole images."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
 import time
+import traceback
 from typing import Any
 
 import torch
 from PIL import Image
 
 from calibrate.clock import DeviceClock
+from calibrate.lora_tier import LoraTier
 from calibrate.measurement import Features
 from calibrate.rig import RigSetup, Timed
 from calibrate.stock import GUIDANCE_SCALE, MEMORY_HUNGRY, dtype_of
 from calibrate.storage import (
     image_lora_rank,
     load_checkpoint,
-    lora_file,
     save_controlnet,
     save_pipeline,
     stored_parts,
@@ -25,13 +26,13 @@ from calibrate.storage import (
     weight_files,
 )
 from engine.base import BaseWorker
-from engine.control_stack import ControlStack, ShapeKey
 from engine.controlnet import ResidualLayout
-from engine.lora import LoraPatcher, pin_lora
+from engine.lora import PinnedLora
 from engine.models import ModelSpec, build_controlnet, build_models, bytes_of
 from engine.options import ControlInput, EngineOptions, ImageRequest, PromptEmbeddings
-from engine.parts import NetworkParts
-from engine.remote import RemoteControlNets
+from engine.pixels import encode_png
+from engine.workers.model_sources import ModelSources
+from engine.workers.sdxl_painter import to_uint8
 
 
 def options_of(setup: RigSetup) -> EngineOptions:
@@ -50,8 +51,7 @@ def options_of(setup: RigSetup) -> EngineOptions:
 
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:
     """``[n, 3, h, w]`` in 0..1 to PIL images, so that ours does what the stock pipeline does before it returns."""
-    rows = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(row) for row in rows]
+    return [Image.fromarray(row) for row in to_uint8(pixels)]
 
 
 class EngineRig:
@@ -76,7 +76,7 @@ class EngineRig:
         if self.controlnets:
             self._facts["controlnet_bytes"] = bytes_of(next(iter(self.controlnets.values())))
         self.worker = self._build_worker()
-        self._benches: dict[tuple[int, int], Any] = {}
+        self._benches: dict[tuple[int, int, int, int], Any] = {}
         generator = torch.Generator().manual_seed(setup.seed)
         self._control_image = torch.rand((1, 3, setup.height_px, setup.width_px), generator=generator)
         self._prompts = [
@@ -86,8 +86,9 @@ class EngineRig:
             )
             for _ in range(2)
         ]
-        self._pinned: dict[tuple[int, int], Any] = {}
+        self._tier = LoraTier(setup, self.options.dtype, self.clock)
         self._warmed: set[int] = set()
+        self._lora_counts: set[int] = set()
         self._prepare()
 
     def _build_controlnets(self) -> dict[str, Any]:
@@ -100,13 +101,37 @@ class EngineRig:
         return BaseWorker(self.models, self.controlnets, self.options)
 
     def _prepare(self) -> None:
-        """Compiles and captures what this rig will be asked for, so that the clock never sees it."""
+        """Captures what this rig will be asked for, so that the clock never sees it; what time is left for, most wanted first."""
+        self._note_memory("weights")
         for batch in self.setup.forward_batches:
-            self._bench(batch, 0).step()
+            self._bench(self._main(batch), 0).step()
         if not self.setup.forward_batches or 2 in self.setup.forward_batches:
             for nets in range(len(self.names) + 1):
-                if nets <= 1 or time.perf_counter() < self.setup.prepare_until_s or not self.options.compile:
+                if nets <= 1 or self._has_time():
                     self._warm(nets)
+                    self._note_memory(f"{nets}_controlnets")
+        for batch, width, height, nets in self.setup.shapes:
+            if self._has_time():
+                try:
+                    self._bench(Features(forward_batch=batch, width_px=width, height_px=height), nets)
+                except (
+                    RuntimeError,
+                    ValueError,
+                ):  # one shape that does not run costs only its own task, which says why
+                    traceback.print_exc()
+
+    def _note_memory(self, after: str) -> None:
+        """Device memory that this process has taken, captured graphs included: weights of all ControlNets are there from the start."""
+        if self.clock.is_cuda:
+            self._facts[f"reserved_bytes.{after}"] = torch.cuda.memory_reserved(self.clock.device)
+
+    def _has_time(self) -> bool:
+        return time.perf_counter() < self.setup.prepare_until_s
+
+    def _main(self, forward_batch: int) -> Features:
+        return Features(
+            forward_batch=forward_batch, width_px=self.setup.width_px, height_px=self.setup.height_px
+        )  # fmt: skip
 
     def _warm(self, n_controlnets: int) -> None:
         """Runs a short image with this many ControlNets once, so that compiling and capturing is behind it."""
@@ -114,12 +139,14 @@ class EngineRig:
             self._image(Features(n_images=1, n_steps=2, n_controlnets=n_controlnets, forward_batch=2))
             self._warmed.add(n_controlnets)
 
-    def _bench(self, forward_batch: int, n_controlnets: int) -> Any:
-        key = (forward_batch, n_controlnets)
+    def _bench(self, features: Features, n_controlnets: int) -> Any:
+        """The parts of a step; an odd forward batch is one without guidance."""
+        batch, width, height = features.forward_batch, features.width_px, features.height_px
+        key = (batch, width, height, n_controlnets)
         if key not in self._benches:
-            self._benches[key] = self.worker.prepare(
-                max(1, forward_batch // 2), self.setup.height_px, self.setup.width_px, n_controlnets
-            )
+            is_guided = batch % 2 == 0
+            n_images = batch // 2 if is_guided else batch
+            self._benches[key] = self.worker.prepare(n_images, height, width, n_controlnets, uses_cfg=is_guided)
         return self._benches[key]
 
     def run(self, method: str, features: Features, n_repeats: int) -> list[Timed]:
@@ -135,9 +162,9 @@ class EngineRig:
         return Timed(f"{self.stack}.{quantity}", self.mode, features, tuple(values_s))
 
     def _time_steps(self, features: Features, n_repeats: int) -> list[Timed]:
-        """The whole step, its two parts, and with ``n_controlnets`` one ControlNet and the step that uses it."""
+        """The whole step, its two parts, and with ``n_controlnets`` one ControlNet and the steps that use so many."""
         plain = dataclasses.replace(features, n_controlnets=0)
-        bench = self._bench(features.forward_batch, 0)
+        bench = self._bench(features, 0)
         found = [
             self._timed(quantity, plain, self.clock.burst(part, n_repeats))
             for quantity, part in (
@@ -146,60 +173,81 @@ class EngineRig:
                 ("decoder_step", bench.decoder),
             )
         ]
-        if features.n_controlnets:
-            found += self._controlnet_steps(features, n_repeats)
-        return found
+        return found + [
+            item
+            for nets in range(1, features.n_controlnets + 1)
+            for item in self._controlnet_steps(dataclasses.replace(features, n_controlnets=nets), n_repeats)
+        ]
 
     def _time_joined_step(self, features: Features, n_repeats: int) -> list[Timed]:
         """One ControlNet, and the step that uses it."""
         return self._controlnet_steps(features, n_repeats)
 
     def _controlnet_steps(self, features: Features, n_repeats: int) -> list[Timed]:
-        bench = self._bench(features.forward_batch, 1)
+        bench = self._bench(features, features.n_controlnets)
         bench.begin(1)  # a worker's ControlNets serve one shape at a time: the last one announced
-        plain, one = (dataclasses.replace(features, n_controlnets=n) for n in (0, 1))
-        return [
-            self._timed("controlnet_step", plain, self.clock.burst(lambda: bench.controlnet(0), n_repeats)),
-            self._timed("step_with_controlnets", one, self.clock.burst(bench.step, n_repeats)),
-        ]
+        found = [self._timed("step_with_controlnets", features, self.clock.burst(bench.step, n_repeats))]
+        if features.n_controlnets == 1:
+            plain = dataclasses.replace(features, n_controlnets=0)
+            found.append(
+                self._timed("controlnet_step", plain, self.clock.burst(lambda: bench.controlnet(0), n_repeats))
+            )
+        return found
 
     def _time_vae_decode(self, features: Features, n_repeats: int) -> list[Timed]:
-        bench = self._bench(2, 0)
+        bench = self._bench(dataclasses.replace(features, forward_batch=2), 0)
         return [self._timed("vae_decode", features, self.clock.burst(lambda: bench.vae(features.n_images), n_repeats))]
 
     def _time_text_encode(self, features: Features, n_repeats: int) -> list[Timed]:
-        bench = self._bench(2, 0)
+        bench = self._bench(self._main(2), 0)
         bench.text()
         return [self._timed("text_encode", features, [self.clock.wall(bench.text) for _ in range(n_repeats)])]
 
-    def _lora(self, rank: int, index: int) -> Any:
-        key = (rank, index)
-        if key not in self._pinned:
-            self._pinned[key] = pin_lora(lora_file(self.setup, rank, index), self.models.unet)
-        return self._pinned[key]
+    def _time_encode_images(self, features: Features, n_repeats: int) -> list[Timed]:
+        """Decoded images to the host, and there into PNG files; random weights draw noise, which takes longest to pack."""
+        spec = self.spec
+        size = (features.height_px // spec.vae_scale_factor, features.width_px // spec.vae_scale_factor)
+        latents = torch.randn((features.n_images, 4, *size), device=self.setup.device, dtype=self.options.dtype)
+        pixels = self.worker.decode(latents, features.height_px, features.width_px)
+        copies, files = [], []
+        for _ in range(n_repeats + 1):
+            rows: list[Any] = []
+            copies.append(self.clock.wall(lambda held=rows: held.extend(to_uint8(pixels))))  # type: ignore[misc]
+            files.append(self.clock.wall(lambda held=rows: [encode_png(row) for row in held]))  # type: ignore[misc]
+        return [self._timed("image_to_host", features, copies[1:]), self._timed("png_encode", features, files[1:])]
 
     def _time_lora(self, features: Features, n_repeats: int) -> list[Timed]:
-        """File to pinned memory, pinned memory into the weights, and off again; ``variant`` gives the rank as ``rank64``."""
+        """Store to host tier, host tier to mapped, mapped into the weights, and off again; ``variant`` gives the rank."""
         rank = int(features.variant.removeprefix("rank"))
-        path = lora_file(self.setup, rank, 0)
-        sized = Features(n_bytes=path.stat().st_size, n_loras=1, variant=features.variant)
-        fetches = [self.clock.wall(lambda: pin_lora(path, self.models.unet)) for _ in range(n_repeats + 1)][1:]
-        lora = self._lora(rank, 0)
-        patcher = self._patcher()
-        patches, restores = [], []
-        for _ in range(n_repeats + 1):
-            patches.append(self.clock.wall(lambda: patcher.patch([(lora, 1.0)])))
-            restores.append(self.clock.wall(patcher.restore))
-        return [
-            Timed("lora_fetch.local", "", sized, tuple(fetches)),
-            self._timed("lora_attach", sized, patches[1:]),
-            self._timed("lora_detach", sized, restores[1:]),
+        sized = Features(
+            n_bytes=self._tier.file(rank, 0).stat().st_size, n_loras=1, variant=features.variant
+        )  # fmt: skip
+        found = [
+            Timed("lora_fetch.local", "", sized, tuple(self._tier.time_fetches(rank, n_repeats))),
+            Timed("lora_fetch.disk", "", sized, tuple(self._tier.time_fetches(rank, 1, is_cold=True))),
+            self._timed("lora_map", sized, self._tier.time_maps(rank, n_repeats)),
         ]
+        patches, restores = self._patched([self._tier.get(rank, 0)], n_repeats)
+        found += [self._timed("lora_attach", sized, patches), self._timed("lora_detach", sized, restores)]
+        return [item for item in found if item.values_s]
 
-    def _patcher(self) -> LoraPatcher:
-        return LoraPatcher(self.models.unet)
+    def _time_loras(self, features: Features, n_repeats: int) -> list[Timed]:
+        """``n_loras`` LoRAs patched together and off again; ``variant`` gives the rank of each."""
+        rank, n = int(features.variant.removeprefix("rank")), features.n_loras
+        n_bytes = sum(self._tier.file(rank, i).stat().st_size for i in range(n))
+        patches, restores = self._patched([self._tier.get(rank, i) for i in range(n)], n_repeats)
+        sized = dataclasses.replace(features, n_bytes=n_bytes)
+        return [self._timed("loras_attach", sized, patches), self._timed("loras_detach", sized, restores)]
+
+    def _patched(self, loras: list[PinnedLora], n_repeats: int) -> tuple[list[float], list[float]]:
+        patcher, patches, restores = self.worker.patcher, [], []
+        for _ in range(n_repeats + 1):  # the first one grows the staging buffers and keeps the pristine weights
+            patches.append(self.clock.wall(lambda: patcher.patch([(lora, 1.0) for lora in loras])))
+            restores.append(self.clock.wall(patcher.restore))
+        return patches[1:], restores[1:]
 
     def _request(self, features: Features) -> ImageRequest:
+        rank = image_lora_rank(self.setup)
         return ImageRequest(
             prompt=self._prompts[0],
             negative=self._prompts[1],
@@ -212,7 +260,7 @@ class EngineRig:
                 ControlInput(name=name, image=self._control_image, scale=0.7)
                 for name in self.names[: features.n_controlnets]
             ],
-            loras=[(self._lora(image_lora_rank(self.setup), i), 1.0) for i in range(features.n_loras)],
+            loras=[(self._tier.get(rank, i), 1.0) for i in range(features.n_loras)],
             seed=self.setup.seed,
         )
 
@@ -223,11 +271,13 @@ class EngineRig:
 
     def _time_image(self, features: Features, n_repeats: int) -> list[Timed]:
         """One image as its user waits for it, LoRAs in pinned host memory; and the stages the engine reports."""
-        # pinning is the host tier's work (lora_fetch), not the request's
-        self._request(features)
+        # fetching and mapping are not the request's, nor is what a patcher does once: staging, pristine copies
+        if features.n_loras and features.n_loras not in self._lora_counts:
+            self._image(dataclasses.replace(features, n_steps=2))
+            self._lora_counts.add(features.n_loras)
         self._warm(features.n_controlnets)
         if features.n_loras:
-            n_bytes = lora_file(self.setup, image_lora_rank(self.setup), 0).stat().st_size
+            n_bytes = self._tier.file(image_lora_rank(self.setup), 0).stat().st_size
             features = dataclasses.replace(features, n_bytes=n_bytes)
         values, stages = [], []
         for _ in range(n_repeats):
@@ -244,6 +294,8 @@ class EngineRig:
     def _time_load(self, features: Features, n_repeats: int) -> list[Timed]:
         """Weights into the tensors that the captured graphs hold; ``variant`` is ``WHAT_SOURCE``."""
         what, source = features.variant.rsplit("_", 1)
+        if source == "serving":
+            return self._serving_loads(what, features, n_repeats)
         if what == "controlnet":
             net = next(iter(self.controlnets.values()))
             save_controlnet(self.setup, net)
@@ -257,6 +309,27 @@ class EngineRig:
                 files.append(path)
                 targets.append(modules[name].state_dict())
         n_bytes, values = time_into_place(files, targets, self.clock, n_repeats, source)
+        quantity = "controlnet_load" if what == "controlnet" else "checkpoint_load"
+        return [self._timed(quantity, Features(n_bytes=n_bytes, variant=features.variant), values)]
+
+    def _serving_loads(self, what: str, features: Features, n_repeats: int) -> list[Timed]:
+        """As the engine's workers replace a resident checkpoint or ControlNet: checked, to the CPU, then into its memory."""
+        if what == "controlnet":
+            net = next(iter(self.controlnets.values()))
+            folder, kind = save_controlnet(self.setup, net), "controlnet"
+        else:
+            folder, kind = save_pipeline(self.setup, self.models), "base"
+        entry = {"kind": kind, "architecture": self.spec.name, "file": folder.name}
+        sources = ModelSources(self.spec, {"stored": entry}, str(folder.parent))
+
+        def load() -> None:
+            if what == "controlnet":
+                sources.controlnet_into("stored", net)
+            else:
+                sources.checkpoint_into("stored", self.models)
+
+        n_bytes = sum(path.stat().st_size for path in weight_files(folder))
+        values = [self.clock.wall(load) for _ in range(n_repeats + 1)][1:]
         quantity = "controlnet_load" if what == "controlnet" else "checkpoint_load"
         return [self._timed(quantity, Features(n_bytes=n_bytes, variant=features.variant), values)]
 
@@ -280,88 +353,9 @@ class EngineRig:
     def close(self) -> None:
         """Frees the models."""
         self._benches.clear()
-        self._pinned.clear()
+        self._tier.close()
         self.worker = None  # type: ignore[assignment]
         self.models = None  # type: ignore[assignment]
         self.controlnets = {}
         gc.collect()
         self.clock.free()
-
-
-class ControlNetRig:
-    """One ControlNet as a ControlNet worker runs it, for forward batches whose whole step would compile too long."""
-
-    def __init__(self, setup: RigSetup) -> None:
-        self.clock = DeviceClock(setup.device)
-        self.setup = setup
-        options = options_of(setup)
-        self.mode = "compiled" if options.compile else "graph" if options.uses_graphs else "eager"
-        spec = ModelSpec.named(setup.model)
-        net = build_controlnet(spec, setup.device, options.dtype, setup.seed + 1)
-        parts = NetworkParts(options, (net,))
-        self._stack = ControlStack(spec, {"controlnet0": net}, options, parts)
-        self._keys = {}
-        for batch in setup.forward_batches:
-            key = ShapeKey(batch // 2, True, setup.height_px, setup.width_px)
-            latents = torch.randn(key.latent_shape(spec), device=setup.device, dtype=options.dtype)
-            with torch.no_grad():
-                layout = ResidualLayout.of(
-                    spec, key.batch, key.height, key.width, is_channels_last=options.channels_last
-                )
-                flat = torch.zeros(layout.n_elements, device=setup.device, dtype=options.dtype)
-                self._stack.prepare(key, ["controlnet0"], latents, flat)
-                self._stack.fill_random(key)
-            self._keys[batch] = key
-
-    def run(self, method: str, features: Features, n_repeats: int) -> list[Timed]:
-        """Only ``steps``: the ControlNet's part of one."""
-        if method != "steps":
-            raise ValueError(f"a ControlNet station times only 'steps', asked for {method!r}")
-        part = self._stack.part(self._keys[features.forward_batch], "controlnet0")
-        plain = dataclasses.replace(features, n_controlnets=0)
-        with torch.no_grad():
-            return [Timed("engine.controlnet_step", self.mode, plain, tuple(self.clock.burst(part, n_repeats)))]
-
-    def facts(self) -> dict[str, float]:
-        """None of its own."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing that outlives the process."""
-
-
-class RemoteRig(EngineRig):
-    """A base worker on the first GPU whose ControlNets run in a process on the second one (on a CPU: both there)."""
-
-    def _build_controlnets(self) -> dict[str, Any]:
-        return {}
-
-    def _build_worker(self) -> BaseWorker:
-        worker_device = "cuda:1" if self.options.is_cuda else "cpu"
-        self.remote = RemoteControlNets.start(
-            self.spec,
-            {name: self.setup.seed + 1 + i for i, name in enumerate(self.names)},
-            self.options,
-            worker_device=worker_device,
-        )
-        return BaseWorker(self.models, {}, self.options, self.remote)
-
-    def _time_remote_step(self, features: Features, n_repeats: int) -> list[Timed]:
-        """Whole steps whose residuals come from the other process, back to back as in a request."""
-        bench = self._bench(features.forward_batch, features.n_controlnets)
-        n_warm = 4
-        bench.begin(n_warm + n_repeats)
-        return [self._timed("remote_step", features, self.clock.burst(bench.step, n_repeats, n_warm))]
-
-    def _time_transfer(self, features: Features, n_repeats: int) -> list[Timed]:
-        """A buffer from the ControlNet worker to here, asked for by a message whose way is in the time."""
-        n_elements = max(1, features.n_bytes // self.options.dtype.itemsize)
-        for _ in range(2):
-            self.remote.exchange(n_elements)
-        values = [self.clock.wall(lambda: self.remote.exchange(n_elements)) for _ in range(n_repeats)]
-        return [self._timed("residual_exchange", features, values)]
-
-    def close(self) -> None:
-        """Ends the ControlNet worker and frees the models."""
-        self.remote.close()
-        super().close()

@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from calibrate.extent import Extent, Shape
 from calibrate.measurement import Features
 from calibrate.rig import RigSetup
 
-MIB: Final = 2**20
 SMALL_BYTES: Final = 64
 """A message that is all latency: what larger ones take beyond it is their transfer."""
 STATIONS: Final = ("stock", "engine")
-PARTS: Final = ("steps", "images", "decode", "loras", "loads", "memory", "remote", "wide_images", "start")
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """How much a session measures."""
-
-    model: str = "sdxl"
-    device: str = "cuda"
-    dtype: str = "bfloat16"
-    n_gpus: int = 1
-    width_px: int = 1024
-    height_px: int = 1024
-    n_steps: int = 50
-    graph_batches: tuple[int, ...] = (2, 4, 8, 16)
-    compiled_batches: tuple[int, ...] = (2, 4, 8)
-    """Forward batches our engine is compiled for; empty: not at all."""
-    tuned_batches: tuple[int, ...] = (2, 8)
-    """Forward batches tuned Diffusers is compiled for; it always runs 2."""
-    vae_images: tuple[int, ...] = (1, 2, 4, 8)
-    n_controlnets: int = 3
-    lora_ranks: tuple[int, ...] = (8, 64, 192)
-    transfer_bytes: tuple[int, ...] = (1 * MIB, 16 * MIB, 64 * MIB, 128 * MIB, 512 * MIB)
-    n_rounds: int = 5
-    burst: int = 6
-    attention: str = "default"
-    seed: int = 2026
-
-    @property
-    def is_cuda(self) -> bool:
-        """Whether there is a GPU to capture graphs on."""
-        return self.device == "cuda"
-
-
-def tiny_extent(**changes: object) -> Extent:
-    """The same session on the tiny model, small enough for a CPU."""
-    tiny = Extent(
-        model="tiny", device="cpu", dtype="float32", width_px=64, height_px=64, n_steps=4, graph_batches=(2, 4, 8),
-        compiled_batches=(), tuned_batches=(2,), vae_images=(1, 2), n_controlnets=2, lora_ranks=(2, 4, 8),
-        transfer_bytes=(65536, 262144, 1048576), n_rounds=2, burst=2,
-    )  # fmt: skip
-    return dataclasses.replace(tiny, **changes)  # type: ignore[arg-type]
+LARGE_MP: Final = 5.0
+"""Samples x megapixels of a step from which on fewer repetitions do: long steps scatter less."""
+PARTS: Final = (
+    "steps", "images", "decode", "loras", "loads", "memory", "remote", "wide_images", "start", "serving",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +35,24 @@ class Task:
     """Station that does it instead where ``station`` could not be built."""
     cost_s: float = 1.0
     """First guess of the seconds it takes; a repeated task goes by what it took."""
+    is_held_out: bool = False
+    """Its rows check laws and never fit one."""
 
     @property
     def key(self) -> tuple[str, str, Features]:
         """What stays the same between rounds."""
         return self.station, self.method, self.features
+
+    @property
+    def name(self) -> str:
+        """The key as text, for the session's books: ``engine steps forward_batch=2 width_px=1024``."""
+        return f"{self.station} {self.method} {short(self.features)}".rstrip()
+
+
+def short(features: Features) -> str:
+    """The features that apply: ``forward_batch=2 width_px=1024``."""
+    parts = {f.name: getattr(features, f.name) for f in dataclasses.fields(features)}
+    return " ".join(f"{name}={value}" for name, value in parts.items() if value not in (0, ""))
 
 
 def _compares_choices(extent: Extent) -> bool:
@@ -104,7 +81,7 @@ def setups(extent: Extent, scratch: str) -> list[RigSetup]:
     # two GPUs of one host: the peers on the second one, so that everything fits in memory
     peers = {"device": "cuda:1"} if extent.is_cuda and extent.n_gpus > 1 else {}
     found = [
-        setup("engine", "engine", n_controlnets=nets, **ours),
+        setup("engine", "engine", n_controlnets=nets, shapes=_captured(extent), **ours),
         setup("stock", "stock", n_controlnets=nets, **peers),
     ]
     compiled = {**ours, "is_compiled": True}
@@ -118,6 +95,11 @@ def setups(extent: Extent, scratch: str) -> list[RigSetup]:
             found.append(setup(f"controlnet-compiled-{batch}", "controlnet", forward_batches=(batch,), **compiled))
     for batch in extent.tuned_batches:
         found.append(setup(f"tuned-{batch}", "tuned", is_compiled=extent.is_cuda, forward_batches=(batch,), **peers))
+    if _tuned_nets(extent):
+        found.append(
+            setup("tuned-controlnets", "tuned", is_compiled=extent.is_cuda, forward_batches=(2,), **peers,
+                  n_controlnets=_tuned_nets(extent))
+        )  # fmt: skip
     if _compares_choices(extent):
         found.append(setup("engine-without-triton", "engine", **{**ours, "uses_triton": False}))
         found.append(setup("engine-cudnn", "engine", **{**ours, "attention": "cudnn"}))
@@ -125,150 +107,197 @@ def setups(extent: Extent, scratch: str) -> list[RigSetup]:
         if 2 in extent.compiled_batches:
             found.append(setup("remote-compiled", "remote", n_controlnets=nets, forward_batches=(2,), **compiled))
         found.append(setup("remote", "remote", n_controlnets=nets, forward_batches=(2,), **ours))
-    start = {"forward_batches": (2,), **ours}
+    start = {"forward_batches": (2,), **ours, "uses_graph": False, "uses_triton": False}
     found += [
-        setup("start-engine", "start", **start),
-        setup("start-stock", "start", **{**start, "uses_graph": False, "uses_triton": False}, n_controlnets=0),
+        setup("start-stock", "start", n_controlnets=0, **start),
+        setup("serving", "serving", n_controlnets=nets, n_sharing=extent.n_sharing, **ours),
     ]
-    if 2 in extent.compiled_batches:
-        found.append(setup("start-engine-compiled", "start", **{**start, "is_compiled": True}))
     return found
 
 
-def _step(extent: Extent, batch: int, n_controlnets: int = 0, n_loras: int = 0, variant: str = "") -> Features:
+def _tuned_nets(extent: Extent) -> int:
+    return min(extent.n_controlnets, extent.n_tuned_controlnets) if extent.tuned_batches else 0
+
+
+def _nets_of(extent: Extent, shape: Shape) -> int:
+    return extent.n_controlnets if shape in extent.cohosted_shapes else min(extent.n_controlnets, 1)
+
+
+def _captured(extent: Extent) -> tuple[tuple[int, int, int, int], ...]:
+    """Every step of the design with every number of ControlNets it is timed with."""
+    return tuple(
+        (*shape, nets)
+        for shape in (*extent.fit_shapes, *extent.held_out_shapes)
+        for nets in range(_nets_of(extent, shape) + 1)
+    )
+
+
+def _step(shape: Shape, n_controlnets: int = 0, n_loras: int = 0, variant: str = "") -> Features:
+    batch, width, height = shape
     return Features(
         forward_batch=batch,
-        n_images=max(1, batch // 2),
-        width_px=extent.width_px,
-        height_px=extent.height_px,
+        n_images=batch // 2 if batch % 2 == 0 else batch,
+        width_px=width,
+        height_px=height,
         n_controlnets=n_controlnets,
         n_loras=n_loras,
         variant=variant,
     )
 
 
-def _image(extent: Extent, n_controlnets: int, n_loras: int, variant: str = "", link: str = "") -> Features:
-    return Features(
-        forward_batch=2,
-        n_images=1,
-        width_px=extent.width_px,
-        height_px=extent.height_px,
-        n_steps=extent.n_steps,
-        n_controlnets=n_controlnets,
-        n_loras=n_loras,
-        variant=variant,
-        link=link,
+def _main(extent: Extent, batch: int) -> Shape:
+    return batch, extent.width_px, extent.height_px
+
+
+def image(extent: Extent, n_controlnets: int, n_loras: int, variant: str = "", link: str = "") -> Features:
+    """One image at the session's size and steps."""
+    return dataclasses.replace(
+        _step(_main(extent, 2), n_controlnets, n_loras, variant), n_steps=extent.n_steps, link=link
     )
 
 
-def step_tasks(extent: Extent) -> list[Task]:
+def fit_step_task(extent: Extent, shape: Shape, *, is_held_out: bool = False) -> Task:
+    """All parts of our engine's step at one shape."""
+    samples_mp = shape[0] * shape[1] * shape[2] / 2**20
+    # a sample of 1024 x 1024 takes 14 ms a step on an H200; five quantities, and a capture where it was not done before
+    cost_s, nets = 0.5 + 0.4 * samples_mp, _nets_of(extent, shape)
+    n_repeats = extent.burst if samples_mp <= LARGE_MP else max(2, extent.burst * 2 // 3)
+    return Task("steps", "engine", "steps", _step(shape, nets), n_repeats, cost_s=cost_s, is_held_out=is_held_out)
+
+
+def step_tasks(extent: Extent, *, with_held_out: bool = True) -> list[Task]:
     """UNet, its two parts and ControlNet steps of every stack."""
     nets, n = extent.n_controlnets, extent.burst
-    found = []
-    for batch in extent.graph_batches:
-        found += [
-            Task("steps", "stock", "unet_step", _step(extent, batch), n, cost_s=2),
-            Task("steps", "engine", "steps", _step(extent, batch, min(nets, 1)), n, cost_s=6),
-        ]
+    found = [fit_step_task(extent, shape) for shape in extent.fit_shapes]
+    if with_held_out:
+        found += [fit_step_task(extent, shape, is_held_out=True) for shape in extent.held_out_shapes]
+    for shape in extent.stock_shapes:
+        found.append(Task("steps", "stock", "unet_step", _step(shape), n, cost_s=1.5))
         if nets:
-            found.append(Task("steps", "stock", "step_with_controlnets", _step(extent, batch, 1), n, cost_s=2))
-        if batch in (2, 8):
-            found.append(Task("steps", "stock", "unet_lora_step", _step(extent, batch, 0, 1), n, cost_s=6))
+            found.append(Task("steps", "stock", "step_with_controlnets", _step(shape, 1), n, cost_s=2))
+    for batch in (2, 8):
+        if _main(extent, batch) in extent.stock_shapes:
+            found.append(Task("steps", "stock", "unet_lora_step", _step(_main(extent, batch), 0, 1), n, cost_s=6))
     for batch in extent.compiled_batches:
-        found.append(Task("steps", f"engine-compiled-{batch}", "steps", _step(extent, batch), n, cost_s=3))
+        main = _main(extent, batch)
+        found.append(Task("steps", f"engine-compiled-{batch}", "steps", _step(main), n, cost_s=3))
         if nets:
-            found.append(Task("steps", f"controlnet-compiled-{batch}", "steps", _step(extent, batch), n))
+            found.append(Task("steps", f"controlnet-compiled-{batch}", "steps", _step(main), n))
     for batch in extent.tuned_batches:
-        found.append(Task("steps", f"tuned-{batch}", "unet_step", _step(extent, batch), n, cost_s=2))
-    if nets and 2 in extent.compiled_batches:
-        found.append(Task("steps", "engine-compiled-2", "joined_step", _step(extent, 2, 1), n, cost_s=3))
+        found.append(Task("steps", f"tuned-{batch}", "unet_step", _step(_main(extent, batch)), n, cost_s=1))
+    for count in range(1, _tuned_nets(extent) + 1):
+        joined = _step(_main(extent, 2), count)
+        found.append(Task("steps", "tuned-controlnets", "step_with_controlnets", joined, n, cost_s=1.5))
     if _compares_choices(extent):
         # what one choice is worth, everything else equal
         for station, variant in (("engine-without-triton", "without_triton"), ("engine-cudnn", "cudnn")):
-            found.append(Task("steps", station, "steps", _step(extent, 2, variant=variant), n, cost_s=3))
+            found.append(Task("steps", station, "steps", _step(_main(extent, 2), variant=variant), n, cost_s=3))
     return found
 
 
-def image_tasks(extent: Extent) -> list[Task]:
-    """One image end to end, by topology and ControlNets, without LoRAs; every stack's best way to run it."""
-    ours = "engine-compiled-2" if 2 in extent.compiled_batches else "engine"
+def our_images(extent: Extent) -> list[Task]:
+    """One image of our engine end to end, for 0 to all ControlNets and 0 to 2 LoRAs; the corners of LoRAs."""
+    nets = extent.n_controlnets
+    cells = [*((c, 0) for c in range(nets + 1)), (0, 1), (min(1, nets), 1), (0, 2), (nets, 2)]
+    return [
+        Task("images", "engine", "image", image(extent, c, n_loras), 1, "colocated", cost_s=2 + 0.8 * c)
+        for c, n_loras in dict.fromkeys(cells)
+    ]
+
+
+def peer_images(extent: Extent) -> list[Task]:
+    """The same of stock and tuned Diffusers; with LoRAs only one, fused: the rest is in ``wide_images``."""
     found = []
-    for nets in range(extent.n_controlnets + 1):
-        image = _image(extent, nets, 0)
-        found += [
-            Task("images", "stock", "image", image, 1, "diffusers", cost_s=4 + 2 * nets),
-            Task("images", ours, "image", image, 1, "colocated", "engine", 2 + nets),
-        ]
-    if extent.tuned_batches:
-        found.append(Task("images", "tuned-2", "image", _image(extent, 0, 0), 1, "diffusers_tuned", cost_s=2))
-    return found
+    for c in range(extent.n_controlnets + 1):
+        found.append(Task("images", "stock", "image", image(extent, c, 0), 1, "diffusers", cost_s=4 + 1.6 * c))
+        found += _tuned_image(extent, "images", c, 0)
+    found.append(Task("images", "stock", "image", image(extent, 0, 1, "fused"), 1, "diffusers", cost_s=6))
+    return found + _tuned_image(extent, "images", 0, 1)
+
+
+def _tuned_image(extent: Extent, part: str, c: int, n_loras: int) -> list[Task]:
+    if not extent.tuned_batches or c > _tuned_nets(extent):
+        return []
+    station = "tuned-controlnets" if c else "tuned-2"
+    features = image(extent, c, n_loras, "fused" if n_loras else "")
+    return [Task(part, station, "image", features, 1, "diffusers_tuned", cost_s=2 + 0.8 * c + 2 * n_loras)]
 
 
 def wide_image_tasks(extent: Extent) -> list[Task]:
-    """Images with LoRAs: all of ours; of the stock pipeline, whose runs take up to 19 s, the corners."""
-    ours = "engine-compiled-2" if 2 in extent.compiled_batches else "engine"
+    """Images with LoRAs that are left: all of ours; of the stock pipeline, whose runs take up to 19 s, the corners."""
     nets = extent.n_controlnets
+    had = {task.features for task in our_images(extent)}
     found = [
-        Task("wide_images", ours, "image", _image(extent, c, n_loras), 1, "colocated", "engine", 2 + c)
+        Task("wide_images", "engine", "image", image(extent, c, n_loras), 1, "colocated", cost_s=2 + c)
         for c in range(nets + 1)
         for n_loras in (1, 2)
+        if image(extent, c, n_loras) not in had
     ]
-    if ours != "engine":
-        # the same images without torch.compile: what a worker gives before its compile artefacts are there
-        found += [
-            Task("wide_images", "engine", "image", _image(extent, c, 0), 1, "colocated", cost_s=3 + c)
-            for c in (0, nets)
-        ]
-    corners = {(0, 1, ""), (0, 1, "fused"), (min(1, nets), 1, ""), (nets, 2, ""), (nets, 2, "fused")}
-    for c, n_loras, variant in sorted(corners):
+    for c, n_loras in dict.fromkeys([(min(1, nets), 1), (nets, 2)]):
         found.append(
-            Task(
-                "wide_images", "stock", "image", _image(extent, c, n_loras, variant), 1, "diffusers", cost_s=10 + 3 * c
-            )
+            Task("wide_images", "stock", "image", image(extent, c, n_loras, "fused"), 1, "diffusers", cost_s=8 + 2 * c)
+        )
+        found += _tuned_image(extent, "wide_images", c, n_loras)
+    for c, n_loras in dict.fromkeys([(0, 1), (nets, 2)]):
+        found.append(
+            Task("wide_images", "stock", "image", image(extent, c, n_loras), 1, "diffusers", cost_s=10 + 3 * c)
         )
     return found
 
 
 def decode_tasks(extent: Extent) -> list[Task]:
-    """VAE and text encoding."""
+    """VAE and text encoding, and images to the host and into files."""
     found = []
-    for n in extent.vae_images:
-        pixels = Features(n_images=n, width_px=extent.width_px, height_px=extent.height_px)
-        found += [
-            Task("decode", "stock", "vae_decode", pixels, 5, cost_s=2),
-            Task("decode", "engine", "vae_decode", pixels, 5, cost_s=2),
-        ]
-        if n == 1 and extent.tuned_batches:
-            found.append(Task("decode", "tuned-2", "vae_decode", pixels, 5))
-        if 2 in extent.compiled_batches:
-            found.append(Task("decode", "engine-compiled-2", "vae_decode", pixels, 5))
-    found += [Task("decode", station, "text_encode", Features(), 7) for station in ("stock", "engine")]
-    return found
+
+    def pixels(shape: Shape) -> Features:
+        return Features(n_images=shape[0], width_px=shape[1], height_px=shape[2])
+
+    for shape in extent.vae_shapes:
+        found.append(Task("decode", "engine", "vae_decode", pixels(shape), 5))
+        if shape[1:] == (extent.width_px, extent.height_px):
+            found.append(Task("decode", "stock", "vae_decode", pixels(shape), 4))
+            found.append(Task("decode", "engine", "encode_images", pixels(shape), 4))
+    found += [
+        Task("decode", "engine", "vae_decode", pixels(shape), 5, is_held_out=True)
+        for shape in extent.held_out_vae_shapes
+    ]
+    if extent.tuned_batches:
+        found.append(Task("decode", "tuned-2", "vae_decode", pixels((1, extent.width_px, extent.height_px)), 5))
+    return found + [Task("decode", station, "text_encode", Features(), 7) for station in ("stock", "engine")]
 
 
 def lora_tasks(extent: Extent) -> list[Task]:
-    """Attach and detach of one LoRA by size, and its way from file to host memory."""
-    return [
-        Task("loras", station, "lora", Features(variant=f"rank{rank}"), 3 if station == "stock" else 5, cost_s=8)
-        for rank in extent.lora_ranks
-        for station in ("stock", "engine")
+    """LoRAs of every size from the store into the weights and off again; two of them together."""
+    found = [
+        Task("loras", "engine", "lora", Features(variant=f"rank{rank}"), 4, cost_s=4, is_held_out=is_held_out)
+        for ranks, is_held_out in ((extent.lora_ranks, False), (extent.held_out_lora_ranks, True))
+        for rank in ranks
     ]
+    middle = extent.lora_ranks[len(extent.lora_ranks) // 2]
+    found.append(Task("loras", "engine", "loras", Features(n_loras=2, variant=f"rank{middle}"), 4, cost_s=2))
+    for rank in extent.lora_ranks:
+        found.append(Task("loras", "stock", "lora", Features(variant=f"rank{rank}"), 2, cost_s=5))
+    if extent.tuned_batches:
+        found.append(Task("loras", "tuned-2", "lora", Features(variant=f"rank{middle}"), 2, cost_s=5))
+    return found
 
 
 def load_tasks(extent: Extent) -> list[Task]:
-    """Checkpoints and ControlNets onto the device."""
+    """Checkpoints and ControlNets onto the device, as the engine's workers load them and as the stock pipeline does."""
+    nets = ["controlnet"] if extent.n_controlnets else []
     found = []
-    for variant in ("checkpoint", "unet", "text_encoder_2", "vae", *(["controlnet"] if extent.n_controlnets else [])):
-        found.append(Task("loads", "stock", "load", Features(variant=variant), 2, cost_s=15))
-        for source in ("file", "pinned"):
-            found.append(Task("loads", "engine", "load", Features(variant=f"{variant}_{source}"), 3, cost_s=8))
+    for variant in ("checkpoint", *nets):
+        found.append(Task("loads", "engine", "load", Features(variant=f"{variant}_serving"), 2, cost_s=15))
+    for variant in ("checkpoint", "unet", "text_encoder_2", "vae", *nets):
+        found.append(Task("loads", "stock", "load", Features(variant=variant), 2, cost_s=5))
+    found.append(Task("loads", "stock", "load", Features(variant="text_encoder"), 2, is_held_out=True))
     return found
 
 
 def memory_tasks(extent: Extent) -> list[Task]:
     """Peak memory of whole images, for the facts."""
-    n_images = max(extent.vae_images[:3])
-    return [Task("memory", station, "memory", Features(n_images=n_images), 1, cost_s=6) for station in STATIONS]
+    n_images = max(shape[0] for shape in extent.vae_shapes)
+    return [Task("memory", station, "memory", Features(n_images=n_images), 1, cost_s=3) for station in STATIONS]
 
 
 def remote_tasks(extent: Extent) -> list[Task]:
@@ -281,27 +310,54 @@ def remote_tasks(extent: Extent) -> list[Task]:
         for n_bytes in (SMALL_BYTES, *extent.transfer_bytes)
     ]
     for nets in range(1, extent.n_controlnets + 1):
-        step = dataclasses.replace(_step(extent, 2, nets), link="nvlink")
+        step = dataclasses.replace(_step(_main(extent, 2), nets), link="nvlink")
         found += [
             Task("remote", station, "remote_step", step, 4 * extent.burst, cost_s=3)
             for station in dict.fromkeys((best, "remote"))
         ]
     for nets in range(extent.n_controlnets + 1):
         for n_loras in (0, min(2, max(1, nets))):
-            image = _image(extent, nets, n_loras, link="nvlink")
-            found.append(Task("remote", best, "image", image, 1, "decoupled", "remote", 3 + nets))
+            whole = image(extent, nets, n_loras, link="nvlink")
+            found.append(Task("remote", best, "image", whole, 1, "decoupled", "remote", 3 + nets))
     return found
 
 
-def start_tasks(extent: Extent, *, with_compiled: bool) -> list[Task]:
-    """Fresh workers, from process start to ready."""
-    names = ["start-stock", "start-engine"]
-    if with_compiled and 2 in extent.compiled_batches:
-        names.append("start-engine-compiled")
-    return [
-        Task("start", name, "start", Features(), 1, "diffusers" if name == "start-stock" else "colocated", cost_s=60)
-        for name in names
+def start_tasks(extent: Extent) -> list[Task]:
+    """A fresh worker of the stock pipeline, from process start to ready; ours is in the serving part."""
+    return [Task("start", "start-stock", "start", Features(), 1, "diffusers", cost_s=25)]
+
+
+def serving_tasks(extent: Extent) -> list[list[Task]]:
+    """Jobs through the real engine's processes, one at a time; then as many at once as workers share the GPU."""
+
+    def tasks(jobs: Iterable[Features], n_repeats: int, cost_s: float) -> list[Task]:
+        return [
+            Task("serving", "serving", "jobs", job, n_repeats, "colocated", cost_s=cost_s + 2 * job.n_controlnets)
+            for job in dict.fromkeys(jobs)
+        ]
+
+    nets = range(1, extent.n_controlnets + 1)
+    whole = [image(extent, 0, 0), image(extent, 0, 0, "png"), image(extent, 0, 1)]
+    whole += [image(extent, 1, n_loras) for n_loras in (0, 1) if nets]
+    small = (2, extent.width_px // 2, extent.height_px // 2)
+    # few steps: what is left of a job is what surrounds them
+    brief = [_job(small, 4), *(_job(small, 4, c) for c in nets if c <= 2), *(_job(small, 4, 0, n) for n in (1, 2))]
+    brief += [_job((1, *small[1:]), 30), _job((8, *small[1:]), 4), dataclasses.replace(_job(small, 4), variant="png")]
+    brief += [_job(_main(extent, 2), 4), *(_job(_main(extent, 2), 4, c) for c in nets)]
+    shared = [
+        [Task("serving", "serving", "shared_jobs", image(extent, 0, 0, f"shared{n}"), 3, "colocated", cost_s=30)]
+        for n in range(2, extent.n_sharing + 1)
     ]
+    return [tasks(brief, 5, 6.0), tasks(whole, 3, 8.0), *shared]
+
+
+def _job(shape: Shape, n_steps: int, n_controlnets: int = 0, n_loras: int = 0) -> Features:
+    return dataclasses.replace(_step(shape, n_controlnets, n_loras), n_steps=n_steps)
+
+
+def unordered(blocks: Iterable[list[Task]]) -> list[Task]:
+    """Every different task of the blocks, in the order in which it first comes."""
+    return list({task.key: task for block in blocks for task in block}.values())
 
 
 def schedule(extent: Extent, parts: tuple[str, ...]) -> list[list[Task]]:
@@ -312,26 +368,28 @@ def schedule(extent: Extent, parts: tuple[str, ...]) -> list[list[Task]]:
     """
     # the tiny model's first guesses: everything is quick
     pace = 1.0 if extent.model == "sdxl" else 0.05
-    steps, images, wide = step_tasks(extent), image_tasks(extent), wide_image_tasks(extent)
-    once = {
-        "decode": decode_tasks(extent),
-        "loras": lora_tasks(extent),
-        "loads": load_tasks(extent),
-        "memory": memory_tasks(extent),
-    }
-    remote = remote_tasks(extent)
-    rounds = range(extent.n_rounds)
-    blocks = [remote, steps, images, once["decode"], once["loras"], once["loads"], once["memory"]]
+    ours, peers = our_images(extent), peer_images(extent)
+    remote, loads, loras = remote_tasks(extent), load_tasks(extent), lora_tasks(extent)
+    early = [*decode_tasks(extent), *memory_tasks(extent)]
+    between = [early, [task for task in loras if task.station != "stock"],
+               [task for task in loads if task.station == "engine"]]  # fmt: skip
+    blocks = [remote, step_tasks(extent)]
+    n_peer_rounds = min(extent.n_peer_rounds, extent.n_rounds)
+    # our own images are quick: their further rounds ride along with the peers' first ones
+    n_extra = extent.n_rounds - n_peer_rounds
+    for index in range(max(n_peer_rounds, len(between))):
+        if index < n_peer_rounds:
+            own = [*ours, *ours] if index < n_extra else ours
+            blocks.append([*own, *peers])
+        if index < len(between):
+            blocks.append(between[index])
+    blocks += [ours] * max(0, n_extra - n_peer_rounds)
+    blocks += [*serving_tasks(extent), remote, step_tasks(extent, with_held_out=False), wide_image_tasks(extent)]
+    blocks += [[task for task in loras if task.station == "stock"], [task for task in loads if task.station == "stock"]]
     # after the loads, which save the checkpoint that a worker starts from
-    blocks += [start_tasks(extent, with_compiled=False)]
-    for index in rounds[1:]:
-        blocks += [remote, steps, images]
-        if index == 2:
-            blocks += [start_tasks(extent, with_compiled=True)]
-        if index % 2:
-            blocks += [wide, once["decode"]]
-        else:
-            blocks += [once["loras"], wide]
+    blocks += [start_tasks(extent)]
+    for _ in range(1, extent.n_rounds):
+        blocks += [remote, step_tasks(extent), wide_image_tasks(extent), early]
     return [
         kept
         for block in blocks

@@ -20,10 +20,13 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.surface import surface_ratio
 from traces.problems import one_problem
 
 Floats = npt.NDArray[np.float64]
-Form = Literal["constant", "affine", "floor_affine"]
+Form = Literal[
+    "constant", "affine", "floor_affine", "attention", "floor_attention", "roofline", "roofline_attention", "tiles"
+]
 Status = Literal["measured", "assumed"]
 Grade = Literal["measured", "interpolated", "extrapolated", "assumed"]
 GRADES: Final[tuple[Grade, ...]] = get_args(Grade)
@@ -33,8 +36,15 @@ FORM_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({
     "constant": ("value_s",),
     "affine": ("fixed_s", "per_unit_s"),
     "floor_affine": ("floor_s", "fixed_s", "per_unit_s"),
+    "attention": ("fixed_s", "per_unit_s", "attention_s"),
+    "floor_attention": ("floor_s", "fixed_s", "per_unit_s", "attention_s"),
+    "roofline": ("floor_s", "fixed_s", "per_unit_s"),
+    "roofline_attention": ("floor_s", "fixed_s", "per_unit_s", "attention_s"),
+    "tiles": ("floor_s", "fixed_s", "per_unit_s", "attention_s", "row_padding_s", "sequence_padding_s"),
 })  # fmt: skip
 
+TILES_PER_MEGAPIXEL: Final = 8
+"""1024 tokens a megapixel in the innermost blocks of SDXL (one for 32 x 32 pixels), in tiles of 128."""
 _STEP = ("forward_batch", "megapixels")
 LAW_FEATURES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({
     # one denoising step of the UNet, scheduler included; megapixels = width·height/2**20 of one image
@@ -53,14 +63,23 @@ LAW_FEATURES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({
     # what a step with a remote ControlNet takes beyond max(encoder, ControlNet + transfer) + decoder
     "engine.remote_join": (),
     **{f"{stack}.text_encode": () for stack in STACKS},
+    # the same of a request without guidance, which has one prompt instead of two
+    "engine.text_encode_unguided": (),
+    # beyond the text: starting noise, which grows with the pixels of all images of a request
+    "engine.latent_input": ("n_images", "megapixels"),
+    # one control image of a request, read and laid out on the device before its first step
+    "engine.control_input": ("megapixels",),
     **{f"{stack}.vae_decode": ("n_images", "megapixels") for stack in STACKS},
     # everything else of a request: input handling, conversion to an image
     **{f"{stack}.request_overhead": () for stack in STACKS},
     # one LoRA, from host memory (engine, pinned) or its file (stock, page-cached) to ready; and taken off again
     **{f"{stack}.lora_attach": ("n_bytes",) for stack in STACKS},
     **{f"{stack}.lora_detach": ("n_bytes",) for stack in STACKS},
-    # one LoRA into the host tier: from local disk, from a remote store
+    # what a request with LoRAs waits beyond their attaching, once: looking them up, telling the worker
+    "engine.lora_wait": (),
+    # one LoRA into the host tier: from a local file in the page cache, from local disk, from a remote store
     "lora_fetch.local": ("n_bytes",),
+    "lora_fetch.disk": ("n_bytes",),
     "lora_fetch.remote": ("n_bytes",),
     # a checkpoint, or a ControlNet, from host memory (page cache) onto the device
     **{f"{stack}.checkpoint_load": ("n_bytes",) for stack in STACKS},
@@ -86,10 +105,14 @@ class OutOfDomainError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """One latency law: ``seconds = form(x)`` with x the product of its features.
+    """One latency law: ``seconds = form(x, m)`` with x the product of its features and m the megapixels of one image.
 
-    ``constant``: value_s. ``affine``: fixed_s + per_unit_s·x. ``floor_affine``: max(floor_s, fixed_s + per_unit_s·x), the
-    launch-bound floor of eager execution under the throughput line.
+    ``constant``: value_s. ``affine``: fixed_s + per_unit_s·x. ``attention``: fixed_s + per_unit_s·x + attention_s·x·m, because
+    self-attention grows with the square of the pixels and only in proportion to the batch. ``floor_…``: max(floor_s, that), the
+    launch-bound floor of eager execution. ``roofline…``: sqrt(floor_s² + that²), for graphs whose many kernels leave their own
+    floors at different sizes. ``tiles``: the same with row_padding_s·(⌈8x⌉/8 - x) + sequence_padding_s·(x/m)·(⌈8m⌉/8 - m) in the
+    line: kernels work in tiles of 128 tokens, and SDXL's innermost blocks have 1024 tokens a megapixel, so that rows of a whole batch
+    (matrix products) and of one image (attention) are filled up to multiples of an eighth. Every form is proportional to its parameters taken together: all of them are seconds.
     """
 
     name: str
@@ -103,19 +126,46 @@ class Law:
     """Feature to the closed interval it was measured in."""
     points: tuple[tuple[float, ...], ...] = ()
     """The measured feature vectors: a prediction at one of them is ``measured``, inside the box ``interpolated``."""
+    point_ratios: tuple[float, ...] = ()
+    """measured / form at each of ``points``, of two features: a prediction at a measured size is what was measured, and between
+    sizes goes by :func:`calibrate.surface.surface_ratio`; empty: 1."""
     n_repetitions: int = 0
     residual_ratio_quantiles: tuple[float, ...] = ()
     """measured / fitted at ``RESIDUAL_LEVELS``."""
+    left_out_error_ratio: float = 0.0
+    """Root mean square of predicted / measured - 1 at sizes left out of the fit one by one; 0: too few sizes to tell."""
 
-    def seconds(self, x: Floats | float, parameters: Mapping[str, float] | None = None) -> Floats:
-        """Evaluates the form at x (any shape), never below zero."""
+    def seconds(
+        self, x: Floats | float, parameters: Mapping[str, float] | None = None, *, megapixels: Floats | float = 1.0
+    ) -> Floats:
+        """Evaluates the form at x and the megapixels of one image (of one shape, or one number), never below zero."""
         p = self.parameters if parameters is None else parameters
         units = np.asarray(x, dtype=np.float64)
         if self.form == "constant":
             return np.full(units.shape, p["value_s"])
         line = p["fixed_s"] + p["per_unit_s"] * units
-        floor = p["floor_s"] if self.form == "floor_affine" else 0.0
-        return np.maximum(line, max(floor, 0.0))
+        if "attention_s" in p:
+            line = line + p["attention_s"] * units * np.asarray(megapixels, dtype=np.float64)
+        if "row_padding_s" in p:
+            rows, sequences = padding(units, np.asarray(megapixels, dtype=np.float64))
+            line = line + p["row_padding_s"] * rows + p["sequence_padding_s"] * sequences
+        floor = max(p.get("floor_s", 0.0), 0.0)
+        if self.form.startswith("roofline") or self.form == "tiles":
+            return np.hypot(np.maximum(line, 0.0), floor)
+        return np.maximum(line, floor)
+
+
+def is_of_sizes(features: tuple[str, ...]) -> bool:
+    """Whether a law is of a batch and the pixels of an image, so that what its form misses can be a surface over both."""
+    return len(features) == 2 and features[1] == "megapixels"
+
+
+def padding(x: Floats, megapixels: Floats) -> tuple[Floats, Floats]:
+    """What tiles of 128 tokens add to x: to the rows of a whole batch, and to those of each image; in units of x."""
+    tiles = TILES_PER_MEGAPIXEL
+    rows = np.ceil(tiles * x * (1 - 1e-9)) / tiles - x
+    one = np.ceil(tiles * megapixels * (1 - 1e-9)) / tiles - megapixels
+    return np.maximum(rows, 0.0), np.maximum(one, 0.0) * x / megapixels
 
 
 RESIDUAL_LEVELS: Final = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -204,7 +254,11 @@ class Predictor:
         x: Floats = np.asarray(1.0)
         for name in law.features:
             x = x * arrays[name]
-        return law.seconds(x, self._parameters(law))
+        seconds = law.seconds(x, self._parameters(law), megapixels=arrays.get("megapixels", 1.0))
+        if not law.point_ratios:
+            return seconds
+        asked = np.stack(np.broadcast_arrays(*(arrays[name] for name in law.features)), axis=-1)
+        return seconds * surface_ratio(law.points, law.point_ratios, asked)
 
     def has(self, law_name: str) -> bool:
         """Whether the profile has this law."""

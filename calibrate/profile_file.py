@@ -29,7 +29,9 @@ from calibrate.profile import (
 )
 from traces.problems import InputError, Problem, one_problem
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSIONS: Final = (1, 2)
+"""2 knows forms with attention, a soft floor or tiles, values at measured sizes, and errors at left-out sizes; a profile without them is written as 1."""
+FORMS_OF_1: Final = ("constant", "affine", "floor_affine")
 FILE_BYTES_MAX: Final = 64 * 2**20
 
 Check = Callable[[Any, str], Iterator[Problem]]
@@ -49,11 +51,13 @@ def to_json(profile: LatencyProfile) -> str:
             "points": [[float(value) for value in point] for point in law.points],
             "n_repetitions": law.n_repetitions,
             "residual_ratio_quantiles": list(law.residual_ratio_quantiles),
+            **({"point_ratios": [float(ratio) for ratio in law.point_ratios]} if law.point_ratios else {}),
+            **({"left_out_error_ratio": float(law.left_out_error_ratio)} if law.left_out_error_ratio else {}),
         }
         for name, law in sorted(profile.laws.items())
     }
     top: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": _schema_version(profile),
         "architecture": profile.architecture,
         "gpu_kind": profile.gpu_kind,
         "created": profile.created,
@@ -81,14 +85,26 @@ def to_json(profile: LatencyProfile) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def _schema_version(profile: LatencyProfile) -> int:
+    """The oldest version that can say what the profile says, so that an older reader still reads it."""
+    laws = profile.laws.values()
+    is_old = all(law.form in FORMS_OF_1 and not law.left_out_error_ratio and not law.point_ratios for law in laws)
+    return 1 if is_old else 2
+
+
 def shipped_profiles() -> dict[str, Path]:
-    """Name to file of the measured profiles that travel with the package."""
+    """Name to file of the measured profiles that travel with the package; files beside them (``h200.heldout.json``) are none."""
     folder = resources.files("calibrate") / "profiles"
     return {
         Path(str(item)).stem: Path(str(item))
         for item in sorted(folder.iterdir() if folder.is_dir() else (), key=str)
-        if str(item).endswith(".json")
+        if item.name.count(".") == 1 and item.name.endswith(".json")
     }
+
+
+def profile_path(name_or_path: str) -> Path:
+    """The file of a shipped profile, or the path as given."""
+    return shipped_profiles().get(name_or_path, Path(name_or_path))
 
 
 def load_profile(name_or_path: str) -> LatencyProfile:
@@ -149,8 +165,10 @@ def _law_from(name: str, entry: Mapping[str, Any]) -> Law:
         source=entry["source"],
         domain={key: (float(low), float(high)) for key, (low, high) in entry.get("domain", {}).items()},
         points=tuple(_floats(point) for point in entry.get("points", ())),
+        point_ratios=_floats(entry.get("point_ratios", ())),
         n_repetitions=entry.get("n_repetitions", 0),
         residual_ratio_quantiles=_floats(entry.get("residual_ratio_quantiles", ())),
+        left_out_error_ratio=float(entry.get("left_out_error_ratio", 0.0)),
     )
 
 
@@ -260,15 +278,20 @@ def _ratios(check_item: Check) -> Check:
 def _law(features: tuple[str, ...]) -> Check:
     """A law of these features; which parameters it has depends on the form it says."""
     n = len(features)
+    forms = [form for form, names in FORM_PARAMETERS.items() if "megapixels" in features or "attention_s" not in names]
+    if "forward_batch" not in features:
+        forms = [form for form in forms if form != "tiles"]
     fields: dict[str, Check] = {
-        "form": _one_of(*FORM_PARAMETERS),
+        "form": _one_of(*forms),
         "features": _scalar(lambda value: value in (list(features), []), f"{list(features)}"),
         "status": _STATUS,
         "source": _SOURCE,
         "domain": _table(dict.fromkeys(features, _interval), "feature of the law"),
         "points": _list_of(_list_of(_NUMBER, f"{n} numbers, one for each of {list(features)}", {n}), "a list of lists"),
+        "point_ratios": _list_of(_number(math.ulp(0.0), "a number above 0"), "a list of numbers above 0"),
         "n_repetitions": _scalar(lambda value: type(value) is int and 0 <= value <= 2**53, "a whole number, 0 or more"),
         "residual_ratio_quantiles": _ratios(_NUMBER),
+        "left_out_error_ratio": _number(0.0, "a finite number, 0 or more"),
     }
     required = ("form", "features", "parameters", "status", "source")
     parameters = {
@@ -279,7 +302,10 @@ def _law(features: tuple[str, ...]) -> Check:
     def check(value: Any, place: str) -> Iterator[Problem]:
         form = value.get("form") if isinstance(value, dict) else None
         of_form = parameters.get(form, _ANYTHING) if isinstance(form, str) else _ANYTHING
-        yield from _table({**fields, "parameters": of_form}, "field", required)(value, place)
+        found = list(_table({**fields, "parameters": of_form}, "field", required)(value, place))
+        yield from found
+        if not found and len(value.get("point_ratios", [])) not in {0, len(value.get("points", []))}:
+            yield Problem(_under(place, "point_ratios"), "are not one for each of points", "as many as points, or none")
 
     return check
 
@@ -309,7 +335,9 @@ _FACT: Final = _table(
 )
 _PROFILE: Final = _table(
     {
-        "schema_version": _scalar(lambda value: type(value) is int and value == SCHEMA_VERSION, str(SCHEMA_VERSION)),
+        "schema_version": _scalar(
+            lambda value: type(value) is int and value in SCHEMA_VERSIONS, f"one of {list(SCHEMA_VERSIONS)}"
+        ),
         "architecture": _text(1),
         "gpu_kind": _text(1),
         "created": _text(0),

@@ -16,6 +16,11 @@ from calibrate.measurement import Features
 from calibrate.profile import LAW_FEATURES, STACKS
 
 Medians = Mapping[Cell, float]
+SUMMED: Final[Mapping[str, tuple[str, str]]] = {
+    "diffusers_tuned.lora_attach": ("diffusers.lora_attach", "diffusers.lora_fuse"),
+    "diffusers_tuned.lora_detach": ("diffusers.lora_unfuse", "diffusers.lora_detach"),
+}
+"""Laws that may be the sum of two others' measurements; then they count as assumed."""
 MODES: Final = ("compiled", "graph", "eager", "")
 
 
@@ -49,6 +54,8 @@ class Recipe:
     has_floor: bool = False
     keeps_fixed: bool = True
     """False: only the slope of the fitted line is the law's."""
+    served: tuple[Source, ...] = ()
+    """Sizes that were also served: there this is what the law says, while the form is fitted to ``sources``."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,14 @@ def _one(cell: Cell) -> Callable[[Medians], float]:
     return lambda medians: medians[cell]
 
 
+def _sum_of(cells: tuple[Cell, ...]) -> Callable[[Medians], float]:
+    return lambda medians: sum(medians[cell] for cell in cells)
+
+
+def _of_variants(variants: set[str]) -> Callable[[Features], bool]:
+    return lambda features: features.variant in variants
+
+
 def _by(found: list[Cell], key: Callable[[Features], object]) -> dict[object, list[Cell]]:
     groups: dict[object, list[Cell]] = {}
     for cell in found:
@@ -116,7 +131,7 @@ def step_recipe(cells: Cells, law: str, choice: ModeChoice, accept: Callable[[Fe
 def difference_recipe(cells: Cells, law: str, stack: str, choice: ModeChoice) -> Recipe | None:
     """A ControlNet's step where it was timed inside the pipeline: the step with it minus the step without."""
     sources = []
-    for cell in cells.matching(f"{stack}.step_with_controlnets", lambda f: not f.link):
+    for cell in cells.matching(f"{stack}.step_with_controlnets", lambda f: not (f.link or f.n_loras)):
         f = cell[2]
         plain = (f"{stack}.unet_step", cell[1], dataclasses.replace(f, n_controlnets=0))
         if plain not in cells.values:
@@ -142,11 +157,7 @@ def bytes_recipe(
         for cell in first:
             parts = [(quantity, cell[1], cell[2]) for quantity in quantities]
             if all(part in cells.values for part in parts):
-
-                def total(medians: Medians, parts: tuple[Cell, ...] = tuple(parts)) -> float:
-                    return sum(medians[part] for part in parts)
-
-                sources.append(Source((float(cell[2].n_bytes),), tuple(parts), total))
+                sources.append(Source((float(cell[2].n_bytes),), tuple(parts), _sum_of(tuple(parts))))
         text = f"sum of medians of {' and '.join(quantities)}, by size"
     else:
         found = [cell for quantity in quantities for cell in cells.matching(quantity, accept)]
@@ -155,6 +166,21 @@ def bytes_recipe(
         kinds = sorted({cell[2].variant for cell in fastest if cell[2].variant})
         text = f"medians of {' and '.join(quantities)}, by size" + (f" ({', '.join(kinds)})" if kinds else "")
     return Recipe(law, tuple(sources), text, is_direct=not adds) if sources else None
+
+
+def fetch_recipe(cells: Cells, law: str) -> Recipe | None:
+    """A LoRA from this host until a worker can patch it: laid out in the host tier, then mapped and registered there.
+
+    None where the mapping was not measured apart.
+    """
+    maps = {cell[2].n_bytes: cell for cell in cells.matching("engine.lora_map")}
+    sources = []
+    for cell in cells.matching(law):
+        if cell[2].n_bytes in maps:
+            parts = (cell, maps[cell[2].n_bytes])
+            sources.append(Source((float(cell[2].n_bytes),), parts, _sum_of(parts)))
+    text = f"sum of medians of {law} and engine.lora_map, by size"
+    return Recipe(law, tuple(sources), text, is_direct=False) if sources else None
 
 
 def transfer_recipe(cells: Cells) -> Recipe | None:
@@ -208,22 +234,25 @@ def direct_recipes(cells: Cells, medians: Medians, choice: ModeChoice) -> dict[s
     )
     for law in ("engine.encoder_step", "engine.decoder_step"):
         found.append(step_recipe(cells, law, choice, _is_plain_step))
-    for stack, ending in (("diffusers", ""), ("engine", "_file")):
+    # the way our workers really load, where it was measured; else straight from the file to the device
+    serving = cells.matching("engine.checkpoint_load", lambda f: f.variant.endswith("_serving"))
+    for stack, ending in (("diffusers", ""), ("engine", "_serving" if serving else "_file")):
         # one module or four go the same way, so both laws share the sizes of single modules
         loads = (f"{stack}.checkpoint_load", f"{stack}.controlnet_load")
         whole, single = (
             {f"checkpoint{ending}"},
             {f"{part}{ending}" for part in ("unet", "text_encoder_2", "vae", "controlnet")},
         )
-        found.append(bytes_recipe(cells, loads[0], loads, lambda f, kinds=whole | single: f.variant in kinds))
-        found.append(bytes_recipe(cells, loads[1], loads, lambda f, kinds=single: f.variant in kinds))
-    found.append(bytes_recipe(cells, "lora_fetch.local", ("lora_fetch.local",), lambda f: True))
+        found.append(bytes_recipe(cells, loads[0], loads, _of_variants(whole | single)))
+        found.append(bytes_recipe(cells, loads[1], loads, _of_variants(single)))
+    for law in ("lora_fetch.local", "lora_fetch.disk"):
+        found.append(fetch_recipe(cells, law) or bytes_recipe(cells, law, (law,), lambda f: True))
     found.append(transfer_recipe(cells))
-    # tuned Diffusers fuses its LoRAs: stock loading and stock fusing
-    attach = ("diffusers.lora_attach", "diffusers.lora_fuse")
-    found.append(bytes_recipe(cells, "diffusers_tuned.lora_attach", attach, lambda f: True, adds=True))
-    detach = ("diffusers.lora_unfuse", "diffusers.lora_detach")
-    found.append(bytes_recipe(cells, "diffusers_tuned.lora_detach", detach, lambda f: True, adds=True))
+    # tuned Diffusers fuses its LoRAs; where nobody timed that, it is stock loading and stock fusing
+    measured = {recipe.law for recipe in found if recipe is not None}
+    for law, parts in SUMMED.items():
+        if law not in measured:
+            found.append(bytes_recipe(cells, law, parts, lambda f: True, adds=True))
     kept: dict[str, Recipe] = {}
     for recipe in found:
         if recipe is not None and recipe.law in LAW_FEATURES:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Protocol
 
 from calibrate.measurement import Features
 
-RigKind = Literal["stock", "tuned", "engine", "controlnet", "remote", "start"]
+RigKind = Literal["stock", "tuned", "engine", "controlnet", "remote", "serving", "start"]
 MODELS: Final = ("sdxl", "tiny")
 
 
@@ -29,9 +29,13 @@ class RigSetup:
     """Which attention our engine tries first: ``default`` or ``cudnn``."""
     forward_batches: tuple[int, ...] = ()
     """What a compiled stack compiles for while it is built."""
+    shapes: tuple[tuple[int, int, int, int], ...] = ()
+    """Forward batch, width, height and number of ControlNets of steps that our engine captures while it is built."""
     width_px: int = 1024
     height_px: int = 1024
     n_controlnets: int = 0
+    n_sharing: int = 1
+    """Workers of the serving path that may share the GPU."""
     n_steps: int = 50
     scratch: str = ""
     """Folder for weights and LoRAs on local disk."""
@@ -46,7 +50,8 @@ class RigSetup:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> RigSetup:
         """Reads what :meth:`to_plain` wrote."""
-        return cls(**{**plain, "forward_batches": tuple(plain["forward_batches"])})
+        shapes = tuple(tuple(shape) for shape in plain.get("shapes", ()))
+        return cls(**{**plain, "forward_batches": tuple(plain["forward_batches"]), "shapes": shapes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +87,26 @@ def build_rig(setup: RigSetup) -> Rig:
 
         # Triton launches on the current device; another one would also cost a context on the first GPU
         torch.cuda.set_device(setup.device)
-    if setup.kind in ("stock", "tuned"):
-        from calibrate.stock import StockRig, TunedRig
+    if setup.kind == "stock":
+        from calibrate.stock import StockRig
 
-        return TunedRig(setup) if setup.kind == "tuned" else StockRig(setup)
+        return StockRig(setup)
+    if setup.kind == "tuned":
+        from calibrate.tuned import TunedRig
+
+        return TunedRig(setup)
     if setup.kind == "start":
         from calibrate.storage import StartRig
 
         return StartRig(setup)
-    from calibrate.ours import ControlNetRig, EngineRig, RemoteRig
+    if setup.kind == "serving":
+        from calibrate.serving import ServingRig
 
-    kinds = {"engine": EngineRig, "remote": RemoteRig, "controlnet": ControlNetRig}
-    return kinds[setup.kind](setup)
+        return ServingRig(setup)
+    if setup.kind == "engine":
+        from calibrate.ours import EngineRig
+
+        return EngineRig(setup)
+    from calibrate.remote import ControlNetRig, RemoteRig
+
+    return RemoteRig(setup) if setup.kind == "remote" else ControlNetRig(setup)

@@ -1,7 +1,7 @@
-"""``calibrate run``: builds the stations, times them block by block within a budget, and keeps whatever was measured.
+"""``calibrate run``: builds the stations, times them within a budget, and keeps whatever was measured.
 
-Compiling stations build at the same time and nothing is timed meanwhile; afterwards exactly one station works at any
-moment. A task that fails is recorded and the next one runs; a station that dies costs only its own tasks.
+Stations build at the same time and nothing is timed meanwhile; afterwards exactly one station works at any moment. A session that
+was cut short is resumed by another one, on the same kind of machine with the same sources, which does what is left.
 """
 
 from __future__ import annotations
@@ -10,32 +10,31 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Final
 
 from calibrate import fingerprint
 from calibrate.cache import pack_cache, unpack_cache
-from calibrate.measurement import Failure, Features, RowLog, Session
-from calibrate.points import Extent, Task, schedule, setups
+from calibrate.extent import Extent
+from calibrate.measurement import Features, Measurements, RowLog, Session, holds_run, read_measurements
+from calibrate.measuring import RESERVE_S, START_METHOD, Measuring, State, merged_counts, say
+from calibrate.passes import passes
+from calibrate.points import Task, schedule, setups
 from calibrate.rig import RigSetup, Timed
 from calibrate.station import InlineStation, ProcessStation, Station, StationError
+from calibrate.throttle import GpuWatch
 from traces.problems import InputError, Problem, one_problem
 
-# A task that takes far longer than it did before hangs; a first-time task may still be capturing graphs.
-TASK_TIMEOUT_S = 150.0
-# Kept back for writing results and for ending processes.
-RESERVE_S = 12.0
-# Packing a few hundred MB of compile cache with xz on all cores.
-PACK_S = 25.0
-ERRORS_MAX = 6
-# Capturing one more ControlNet of a compiled worker, most of it out of the compile cache.
-PREPARE_MARGIN_S = 45.0
+PACK_S: Final = 25.0
+"""Packing a few hundred MB of compile cache with xz on all cores."""
+PREPARE_MARGIN_S: Final = 20.0
+"""How long the last capture of a station may take."""
+LATE_STATIONS: Final = frozenset({"serving"})
+"""Built when they are first asked for: they bring processes of their own, which are to start on an idle machine."""
+LATE_BUILD_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,109 +51,125 @@ class RunOptions:
     is_inline: bool = False
     """Run the rigs in this process, one after the other."""
     scratch: Path | None = None
+    resume: Path | None = None
+    """Folder of a run whose session this one goes on with."""
+    fills_budget: bool = False
+    """After the schedule, measure on until the budget is spent, where laws are least certain."""
+    passes: str = ""
+    """Instead of the schedule: see :mod:`calibrate.passes`."""
 
 
-@dataclass
-class _State:
-    log: RowLog
-    start_s: float
-    deadline_s: float
-    failures: list[Failure] = field(default_factory=list)
-    parts: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, int] = field(default_factory=dict)
-
-    def left_s(self) -> float:
-        return self.deadline_s - time.perf_counter()
-
-    def fail(self, part: str, error: str) -> None:
-        at_s = time.perf_counter() - self.start_s
-        self.failures.append(Failure(part, error, round(at_s, 1)))
-        _say(f"{at_s:6.1f} s  {part}: {error}")
-
-    def spent(self, part: str, seconds: float) -> None:
-        self.parts[part] = round(self.parts.get(part, 0.0) + seconds, 3)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def run_session(extent: Extent, options: RunOptions) -> Path:
+def run_session(extent: Extent, options: RunOptions, blocks: list[list[Task]] | None = None) -> Path:
     """Measures and returns the Parquet file.
 
+    Args:
+        extent: how much.
+        options: how.
+        blocks: what and in which order; None: the schedule of the extent, of the parts that the options name.
+
     Raises:
-        InputError: the device is not there, or not one station could be built.
+        InputError: the device is not there, the folder holds another run, the run to resume is of another kind, the passes
+            name what there is not, or not one station could be built.
     """
     start_s = time.perf_counter()
     # Nothing random about it: two sessions in one second on one machine would be one too many.
     started = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     name = f"{started:%Y%m%dT%H%M%SZ}-{extent.model}-{extent.device}{extent.n_gpus}-{os.getpid()}"
-    hardware = _hardware(extent)
-    log = RowLog(options.out, name)
+    hardware = hardware_of(extent)
+    about = {
+        **hardware,
+        "driver": fingerprint.driver(),
+        "engine": fingerprint.engine_version(),
+        "engine_sources": fingerprint.engine_digest(),
+    }
+    gpu_kind = fingerprint.gpu_kind(str(hardware["gpu"]))
+    previous = _previous(options, extent, gpu_kind, str(about["engine_sources"]))
+    log = RowLog(options.out, name, previous)
     keep_s = RESERVE_S + (PACK_S if options.cache_out else 0.0)
-    state = _State(log, start_s, start_s + options.budget_s - keep_s)
+    state = State(log, start_s, start_s + options.budget_s - keep_s, watch=GpuWatch() if extent.is_cuda else None)
+    state.done_before = merged_counts([session.tasks for session in previous.sessions] if previous else [])
     before = fingerprint.clocks()
 
     def session() -> Session:
         software, host = fingerprint.software(), fingerprint.host()
-        about = {
-            **hardware,
-            "driver": fingerprint.driver(),
-            "engine": fingerprint.engine_version(),
-            "engine_sources": fingerprint.engine_digest(),
-        }
-        clocks = {"clocks_before": before, "clocks_after": fingerprint.clocks()}
+        clocks = {"clocks_before": before, "clocks_after": fingerprint.clocks(), "gpu_watch": state.seen}
         return Session(
             session=name,
             model=extent.model,
-            gpu_kind=fingerprint.gpu_kind(str(hardware["gpu"])),
+            gpu_kind=gpu_kind,
             started=started.isoformat(),
             seed=extent.seed,
             fingerprint={**about, "software": software, "host": host, **clocks},
             facts=dict(sorted(state.facts.items())),
             parts=state.parts,
             failures=tuple(state.failures),
+            tasks=dict(sorted(state.tasks.items())),
         )
 
     log.write_session(session())
     with contextlib.ExitStack() as stack:
-        folder = options.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calibrate-")))
+        if state.watch is not None:
+            stack.callback(state.watch.close)
+        folder = (
+            options.scratch.resolve()
+            if options.scratch
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calibrate-")))
+        )
         folder.mkdir(parents=True, exist_ok=True)
         cache = folder / "inductor"
         if options.cache_in:
-            _say(f"compile cache: {unpack_cache(options.cache_in, cache)} files restored")
-        blocks = schedule(extent, options.parts)
+            say(f"compile cache: {unpack_cache(options.cache_in, cache)} files restored")
+        if blocks is None:
+            blocks = passes(extent, options.passes) if options.passes else schedule(extent, options.parts)
         if options.is_inline:
-            blocks = [kept for block in blocks if (kept := [task for task in block if task.method != "start"])]
-        stations = _build(extent, options, state, folder, cache, blocks)
-        stack.callback(lambda: [station.close() for station in stations.values()])
-        if not any(station.is_alive for station in stations.values()):
-            raise InputError(
-                [
-                    Problem(f.part, f.error, "a stack that can be built", "Run with --scratch to keep its log.")
-                    for f in state.failures
-                ]
-            )
+            blocks = [kept for block in blocks if (kept := [task for task in block if task.method != START_METHOD])]
+        stations = _Stations(extent, options, state, folder, cache)
+        stack.callback(stations.close)
+        stations.build(blocks)
         log.write_session(session())
-        starter = _Starter(extent, folder, cache)
-        _measure(blocks, stations, starter, extent, state, session)
-        for station in stations.values():
-            with contextlib.suppress(StationError):
-                state.facts.update({f"{station.setup.name}.{k}": v for k, v in station.facts().items()})
+        Measuring(stations, extent, state, session).run(blocks, fills_budget=options.fills_budget)
+        for station_name, facts in stations.facts().items():
+            state.facts.update({f"{station_name}.{key}": value for key, value in facts.items()})
         path = log.finish(session())
         if options.cache_out:
             try:
                 written = pack_cache(cache, options.cache_out)
-                _say(f"compile cache: {len(written)} pieces")
+                say(f"compile cache: {len(written)} pieces")
             except (InputError, OSError) as error:
                 state.fail("cache", str(error))
-    _say(f"{time.perf_counter() - start_s:6.1f} s  {len(log.rows)} rows, {len(state.failures)} failures: {path}")
+    say(f"{time.perf_counter() - start_s:6.1f} s  {len(log.rows)} rows, {len(state.failures)} failures: {path}")
     return path
 
 
-def _hardware(extent: Extent) -> dict[str, object]:
+def _previous(options: RunOptions, extent: Extent, gpu_kind: str, sources: str) -> Measurements | None:
+    """What the run to resume has measured; None if none is resumed."""
+    if options.resume is None:
+        if holds_run(options.out):
+            raise one_problem(
+                f"--out {options.out}", "holds a run already", "a new folder",
+                "Name another one, or go on with it: --resume.",
+            )  # fmt: skip
+        return None
+    previous = read_measurements(options.resume)
+    wanted = {"model": extent.model, "gpu_kind": gpu_kind, "engine_sources": sources}
+    problems = []
+    for session in previous.sessions:
+        found = {"model": session.model, "gpu_kind": session.gpu_kind, **session.fingerprint}
+        problems += [
+            Problem(
+                f"--resume {options.resume} session {session.session}", f"its {key} is {found.get(key)!r}",
+                f"{value!r}, as here", "Start a new run; 'fit' takes several.",
+            )
+            for key, value in wanted.items()
+            if found.get(key) != value
+        ]  # fmt: skip
+    if problems:
+        raise InputError(problems)
+    return previous
+
+
+def hardware_of(extent: Extent) -> dict[str, object]:
+    """Name and number of the GPUs that the extent asks for; raises :class:`InputError` where they are not there."""
     import torch
 
     if not extent.is_cuda:
@@ -181,125 +196,97 @@ def _environment(cache: Path, n_stations: int) -> dict[str, str]:
     }
 
 
-def _start(setup: RigSetup, options: RunOptions, folder: Path, environment: dict[str, str]) -> Station:
-    if options.is_inline:
-        return InlineStation(setup)
-    logs = folder / "logs"
-    logs.mkdir(exist_ok=True)
-    return ProcessStation(setup, logs / f"{setup.name}.log", environment)
+class _Stations:
+    """The stations of a session; see :class:`calibrate.measuring.Stacks`."""
 
-
-def _build(
-    extent: Extent, options: RunOptions, state: _State, folder: Path, cache: Path, blocks: list[list[Task]]
-) -> dict[str, Station]:
-    tasks = [task for block in blocks for task in block if task.method != "start"]
-    wanted = {task.station for task in tasks} | {task.fallback for task in tasks}
-    limit_s = time.perf_counter() + min(options.compile_s, max(1.0, state.left_s()))
-    chosen = [
-        dataclasses.replace(setup, prepare_until_s=limit_s - PREPARE_MARGIN_S)
-        for setup in setups(extent, str(folder))
-        if setup.name in wanted
-    ]
-    n_compiling = sum(setup.is_compiled for setup in chosen)
-    environment = _environment(cache, n_compiling)
-    stations = {setup.name: _start(setup, options, folder, environment) for setup in chosen}
-    for name, station in stations.items():
-        try:
-            station.wait_ready(max(0.1, limit_s - time.perf_counter()))
-            _say(f"{time.perf_counter() - state.start_s:6.1f} s  {name} is ready after {station.ready_s:.1f} s")
-            state.parts[f"build:{name}"] = round(station.ready_s, 3)
-        except StationError as error:
-            state.fail(f"build:{name}", str(error))
-    return stations
-
-
-class _Starter:
-    """Starts fresh workers and times them until they are ready."""
-
-    def __init__(self, extent: Extent, folder: Path, cache: Path) -> None:
+    def __init__(self, extent: Extent, options: RunOptions, state: State, folder: Path, cache: Path) -> None:
         self._setups = {setup.name: setup for setup in setups(extent, str(folder))}
-        self._folder, self._cache = folder, cache
+        self._options, self._state, self._folder, self._cache = options, state, folder, cache
+        self._stations: dict[str, Station] = {}
+
+    def build(self, blocks: list[list[Task]]) -> None:
+        """Builds whatever the blocks need, side by side; those that are not ready in time are given up.
+
+        Raises:
+            InputError: none could be built.
+        """
+        state, options = self._state, self._options
+        tasks = [task for block in blocks for task in block]
+        wanted = {name for task in tasks if task.method != START_METHOD for name in (task.station, task.fallback)}
+        limit_s = time.perf_counter() + min(options.compile_s, max(1.0, state.left_s()))
+        asked = {
+            (task.features.forward_batch, task.features.width_px, task.features.height_px)
+            for task in tasks
+            if task.method == "steps"
+        }
+        chosen = [
+            dataclasses.replace(
+                setup,
+                prepare_until_s=limit_s - PREPARE_MARGIN_S,
+                shapes=tuple(shape for shape in setup.shapes if shape[:3] in asked),
+            )
+            for setup in self._setups.values()
+            if setup.name in wanted - LATE_STATIONS
+        ]
+        environment = _environment(self._cache, sum(setup.is_compiled for setup in chosen))
+        self._stations = {setup.name: self._start(setup, environment) for setup in chosen}
+        for name in self._stations:
+            self._wait(name, max(0.1, limit_s - time.perf_counter()))
+        if chosen and not any(station.is_alive for station in self._stations.values()):
+            raise InputError(
+                [
+                    Problem(f.part, f.error, "a stack that can be built", "Run with --scratch to keep its log.")
+                    for f in state.failures
+                ]
+            )
+
+    def get(self, name: str) -> Station | None:
+        """See :class:`calibrate.measuring.Stacks`."""
+        if name in LATE_STATIONS and name not in self._stations and name in self._setups:
+            self._stations[name] = self._start(self._setups[name], _environment(self._cache, 1))
+            self._wait(name, min(LATE_BUILD_S, max(1.0, self._state.left_s())))
+        return self._stations.get(name)
+
+    def is_built(self, name: str) -> bool:
+        """See :class:`calibrate.measuring.Stacks`."""
+        return name in self._stations
 
     def start(self, name: str, timeout_s: float) -> list[Timed]:
-        """Raises :class:`StationError` if the worker fails or takes longer."""
+        """See :class:`calibrate.measuring.Stacks`."""
         setup = self._setups[name]
         station = ProcessStation(setup, self._folder / f"{name}.log", _environment(self._cache, 1))
         try:
             station.wait_ready(timeout_s)
         finally:
             station.close()
-        mode = "compiled" if setup.is_compiled else "graph" if setup.uses_graph else "eager"
-        stack = "diffusers" if name == "start-stock" else "engine"
-        return [Timed(f"{stack}.worker_start", mode, Features(), (station.ready_s,))]
+        return [Timed("diffusers.worker_start", "eager", Features(), (station.ready_s,))]
 
+    def facts(self) -> dict[str, dict[str, float]]:
+        """What each station knows of memory."""
+        found = {}
+        for name, station in self._stations.items():
+            with contextlib.suppress(StationError):
+                found[name] = station.facts()
+        return found
 
-def _station_of(task: Task, stations: Mapping[str, Station]) -> str:
-    station = stations.get(task.station)
-    return task.station if (station is not None and station.is_alive) or not task.fallback else task.fallback
+    def close(self) -> None:
+        """Ends all of them."""
+        for station in self._stations.values():
+            station.close()
 
+    def _start(self, setup: RigSetup, environment: dict[str, str]) -> Station:
+        if self._options.is_inline:
+            return InlineStation(setup)
+        logs = self._folder / "logs"
+        logs.mkdir(exist_ok=True)
+        return ProcessStation(setup, logs / f"{setup.name}.log", environment)
 
-def _measure(
-    blocks: list[list[Task]],
-    stations: Mapping[str, Station],
-    starter: _Starter,
-    extent: Extent,
-    state: _State,
-    session: Callable[[], Session],
-) -> None:
-    """Runs the blocks; what fits no more is left out and said once per part."""
-    took: dict[tuple[str, str, Features], float] = {}
-    left_out: dict[str, int] = {}
-    rng = np.random.default_rng(np.random.SeedSequence([extent.seed, 1]))
-    for block in blocks:
-        start_s = time.perf_counter()
-        for index in rng.permutation(len(block)):
-            task = block[index]
-            name = _station_of(task, stations)
-            is_start = task.method == "start"
-            station = stations.get(name)
-            if not is_start and (station is None or not station.is_alive):
-                continue
-            if state.errors.get(name, 0) >= ERRORS_MAX:
-                continue
-            if took.get(task.key, task.cost_s) > state.left_s():
-                left_out[task.part] = left_out.get(task.part, 0) + 1
-                continue
-            began_s = time.perf_counter()
-            timeout_s = min(TASK_TIMEOUT_S, state.left_s() + RESERVE_S / 2)
-            try:
-                if station is None or is_start:
-                    timed = starter.start(name, timeout_s)
-                else:
-                    timed = station.ask(task.method, task.features, task.n_repeats, timeout_s)
-            except StationError as error:
-                state.errors[name] = state.errors.get(name, 0) + 1
-                state.fail(f"{task.part}: {name} {task.method} {_short(task.features)}".rstrip(), str(error))
-                if station is not None and not station.is_alive:
-                    state.fail(f"station {name}", "has ended; its other tasks are left out")
-                # what failed once is tried once more in a later round, not in every one
-                took[task.key] = 1e6 if task.key in took else time.perf_counter() - began_s
-                continue
-            took[task.key] = time.perf_counter() - began_s
-            _record(task, timed, state)
-        seconds = time.perf_counter() - start_s
-        for part in sorted({task.part for task in block}):
-            state.spent(part, seconds)
-        state.log.write_session(session())
-        _say(f"{time.perf_counter() - state.start_s:6.1f} s  {block[0].part}: {len(block)} tasks, {seconds:.1f} s")
-    for part, count in sorted(left_out.items()):
-        state.fail(part, f"{count} tasks were left out: the budget was spent")
-
-
-def _record(task: Task, timed: list[Timed], state: _State) -> None:
-    for item in timed:
-        is_image = item.quantity.startswith("e2e.")
-        stack = item.quantity.split(".")[1 if is_image else 0]
-        quantity = f"e2e.{task.topology}" if is_image else item.quantity
-        state.log.add(
-            quantity, item.values_s, stack=stack, topology=task.topology, mode=item.mode, features=item.features
-        )
-
-
-def _short(features: Features) -> str:
-    parts = {f.name: getattr(features, f.name) for f in dataclasses.fields(features)}
-    return " ".join(f"{name}={value}" for name, value in parts.items() if value not in (0, ""))
+    def _wait(self, name: str, timeout_s: float) -> None:
+        state, station = self._state, self._stations[name]
+        try:
+            station.wait_ready(timeout_s)
+        except StationError as error:
+            state.fail(f"build:{name}", str(error))
+            return
+        say(f"{time.perf_counter() - state.start_s:6.1f} s  {name} is ready after {station.ready_s:.1f} s")
+        state.parts[f"build:{name}"] = round(station.ready_s, 3)

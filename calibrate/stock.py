@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import traceback
 from typing import Any, Final
 
 import numpy as np
@@ -46,6 +45,8 @@ class StockRig:
     stack = "diffusers"
     mode = "eager"
     vae_mode = "eager"
+    lists_controlnets = False
+    """Whether one ControlNet goes into the pipeline as a list of one."""
 
     def __init__(self, setup: RigSetup) -> None:
         from diffusers import StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
@@ -74,7 +75,8 @@ class StockRig:
         self.pipes: dict[int, Any] = {0: StableDiffusionXLPipeline(**parts)}
         for n in range(1, len(self.controlnets) + 1):
             nets = self.controlnets[:n]
-            self.pipes[n] = StableDiffusionXLControlNetPipeline(controlnet=nets[0] if n == 1 else nets, **parts)
+            single = n == 1 and not self.lists_controlnets
+            self.pipes[n] = StableDiffusionXLControlNetPipeline(controlnet=nets[0] if single else nets, **parts)
         for pipe in self.pipes.values():
             pipe.set_progress_bar_config(disable=True)
         rng = np.random.default_rng(setup.seed)
@@ -92,6 +94,7 @@ class StockRig:
             }.items()
         }
         self._loaded: list[str] = []
+        self._lora_counts: set[int] = set()
         self._is_cold = False
         self._prepare()
 
@@ -99,23 +102,34 @@ class StockRig:
         for n in sorted(self.pipes):
             self._call(n, n_steps=2, n_images=1, output_type="pil")
 
-    def _call(self, n_controlnets: int, *, n_steps: int, n_images: int, output_type: str, on_step: Any = None) -> Any:
+    def _call(
+        self,
+        n_controlnets: int,
+        *,
+        n_steps: int,
+        n_images: int,
+        output_type: str,
+        on_step: Any = None,
+        size: tuple[int, int] | None = None,
+        is_guided: bool = True,
+    ) -> Any:
         more: dict[str, Any] = {}
         if n_controlnets:
-            images = [self._control_image] * n_controlnets
-            scales = [0.7] * n_controlnets
+            is_list = n_controlnets > 1 or self.lists_controlnets
+            images, scales = [self._control_image] * n_controlnets, [0.7] * n_controlnets
             more = {
-                "image": images if n_controlnets > 1 else images[0],
-                "controlnet_conditioning_scale": scales if n_controlnets > 1 else scales[0],
+                "image": images if is_list else images[0],
+                "controlnet_conditioning_scale": scales if is_list else scales[0],
             }
+        width_px, height_px = size or (self.setup.width_px, self.setup.height_px)
         return self.pipes[n_controlnets](
-            **self._embeds,
+            **(self._embeds if is_guided else {k: v for k, v in self._embeds.items() if "negative" not in k}),
             **more,
-            height=self.setup.height_px,
-            width=self.setup.width_px,
+            height=height_px,
+            width=width_px,
             num_inference_steps=n_steps,
             num_images_per_prompt=n_images,
-            guidance_scale=GUIDANCE_SCALE,
+            guidance_scale=GUIDANCE_SCALE if is_guided else 1.0,
             output_type=output_type,
             generator=torch.Generator(device="cpu").manual_seed(self.setup.seed),
             callback_on_step_end=on_step,
@@ -131,9 +145,11 @@ class StockRig:
         self._call(
             features.n_controlnets,
             n_steps=n_repeats + STEPS_SKIPPED + 1,
-            n_images=max(1, features.forward_batch // 2),
+            n_images=features.forward_batch if features.forward_batch % 2 else features.forward_batch // 2,
             output_type="latent",
             on_step=on_step,
+            size=(features.width_px, features.height_px),
+            is_guided=features.forward_batch % 2 == 0,
         )
         return tuple(self.clock.between(ticks)[STEPS_SKIPPED:])
 
@@ -151,6 +167,12 @@ class StockRig:
     def _unadapt(self) -> None:
         self.pipes[0].unload_lora_weights()
         self._loaded.clear()
+
+    def _fuse(self) -> None:
+        self.pipes[0].fuse_lora(components=["unet"])
+
+    def _unfuse(self) -> None:
+        self.pipes[0].unfuse_lora(components=["unet"])
 
     def run(self, method: str, features: Features, n_repeats: int) -> list[Timed]:
         """See :class:`calibrate.rig.Rig`."""
@@ -242,13 +264,14 @@ class StockRig:
                 lora_file(self.setup, image_lora_rank(self.setup), i).stat().st_size for i in range(features.n_loras)
             ]
             features = dataclasses.replace(features, n_bytes=sizes[0])
+            self._warm_loras(features)
         for _ in range(n_repeats):
 
             def image() -> None:
                 if features.n_loras:
                     self._adapt(features.n_loras)
                     if features.variant == "fused":
-                        self.pipes[0].fuse_lora(components=["unet"])
+                        self._fuse()
                 self._call(
                     features.n_controlnets, n_steps=features.n_steps, n_images=features.n_images, output_type="pil"
                 )
@@ -256,9 +279,22 @@ class StockRig:
             values.append(self.clock.wall(image))
             if features.n_loras:
                 if features.variant == "fused":
-                    self.pipes[0].unfuse_lora(components=["unet"])
+                    self._unfuse()
                 self._unadapt()
         return [Timed(f"e2e.{self.stack}", self.mode, features, tuple(values))]
+
+    def _warm_loras(self, features: Features) -> None:
+        """The first LoRAs of a process import PEFT and build what the next ones find: once for each number of them."""
+        if features.n_loras in self._lora_counts:
+            return
+        self._adapt(features.n_loras)
+        if features.variant == "fused":
+            self._fuse()
+        self._call(features.n_controlnets, n_steps=2, n_images=features.n_images, output_type="pil")
+        if features.variant == "fused":
+            self._unfuse()
+        self._unadapt()
+        self._lora_counts.add(features.n_loras)
 
     def _time_load(self, features: Features, n_repeats: int) -> list[Timed]:
         """``from_pretrained`` from the page cache to the device; ``variant`` says what (see ``stored_parts``)."""
@@ -293,48 +329,3 @@ class StockRig:
         del self.models, self.controlnets
         gc.collect()
         self.clock.free()
-
-
-class TunedRig(StockRig):
-    """The stock pipeline with channels_last, fused QKV projections, and UNet and VAE decoder under ``torch.compile``.
-
-    Without add-ons: compiling UNet and ControlNets with CUDA graphs in the stock ControlNet pipeline fails in diffusers 0.42
-    with torch 2.11 (outputs of a graph overwritten by the next replay).
-    """
-
-    stack = "diffusers_tuned"
-
-    def __init__(self, setup: RigSetup) -> None:
-        self.mode = "compiled" if setup.is_compiled else "eager"
-        super().__init__(setup)
-
-    def _prepare(self) -> None:
-        pipe = self.pipes[0]
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
-        pipe.fuse_qkv_projections(vae=False)
-        if self.setup.is_compiled:
-            # one shape per station, never a dynamic one; the mode the Diffusers guide names, without the GEMM search
-            pipe.unet = torch.compile(pipe.unet, mode="reduce-overhead", fullgraph=True, dynamic=False)
-        for batch in self.setup.forward_batches or (2,):
-            for _ in range(3):
-                self._call(0, n_steps=4, n_images=batch // 2, output_type="latent")
-            if batch == 2:
-                self._compile_vae(pipe)
-
-    def _compile_vae(self, pipe: Any) -> None:
-        """Compiles the decoder for one image; where that fails it stays eager, which its measurements then say."""
-        plain = pipe.vae.decode
-        try:
-            if self.setup.is_compiled:
-                pipe.vae.decode = torch.compile(plain, mode="reduce-overhead", fullgraph=True, dynamic=False)
-                self.vae_mode = "compiled"
-            for _ in range(3):
-                self._call(0, n_steps=2, n_images=1, output_type="pil")
-        except Exception:  # whatever the compiler raises; the traceback is logged and the rows carry the mode "eager"
-            if not self.setup.is_compiled:
-                raise
-            traceback.print_exc()
-            del pipe.vae.decode
-            self.vae_mode = "eager"
-            self._call(0, n_steps=2, n_images=1, output_type="pil")

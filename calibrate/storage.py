@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +16,9 @@ from calibrate.measurement import Features
 from calibrate.rig import RigSetup, Timed
 from engine.models import ModelSpec, SdxlModels, write_random_lora
 
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - private folders are made in it
+HOST_TIER_BYTES: Final = 4 * 2**30
+"""Room for the LoRAs of a session."""
 PIPELINE_PARTS: Final = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -30,6 +35,13 @@ def image_lora_rank(setup: RigSetup) -> int:
     return 64 if setup.model == "sdxl" else 4
 
 
+def host_tier_parent(setup: RigSetup) -> Path:
+    """Where a host tier is made: in shared memory as the engine does, or on the local disk of a host that has little of it."""
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= HOST_TIER_BYTES:
+        return SHARED_MEMORY
+    return Path(setup.scratch)
+
+
 def pipeline_folder(setup: RigSetup) -> Path:
     """Where the checkpoint's parts are saved."""
     return Path(setup.scratch) / f"{setup.model}_checkpoint"
@@ -41,14 +53,28 @@ def controlnet_folder(setup: RigSetup) -> Path:
 
 
 def save_pipeline(setup: RigSetup, models: Any) -> Path:
-    """Saves UNet, VAE and text encoders as safetensors, once."""
+    """Saves UNet, VAE and text encoders as safetensors, and the scheduler and tokenizers that a checkpoint comes with, once."""
 
     def save(beside: Path) -> None:
         for name in PIPELINE_PARTS:
             getattr(models, name).save_pretrained(beside / name, max_shard_size="20GB")
+        models.scheduler().save_pretrained(beside / "scheduler")
+        for name in ("tokenizer", "tokenizer_2"):
+            _save_tokenizer(beside / name)
 
     _once(pipeline_folder(setup), save)
     return pipeline_folder(setup)
+
+
+def _save_tokenizer(folder: Path) -> None:
+    """CLIP's tokenizer with an alphabet and no merges: one token a letter. Random weights need no more, and nobody its files."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    config = {"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>", "model_max_length": 77}
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def save_controlnet(setup: RigSetup, controlnet: Any) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from calibrate.profile import RESIDUAL_LEVELS, LatencyProfile, Law
 MB = 1_000_000
 
 
-def _example(law: Law, profile: LatencyProfile) -> dict[str, float]:
+def example_features(law: Law, profile: LatencyProfile) -> dict[str, float]:
     """The features a law is shown at: one image at about one megapixel, its usual bytes."""
     usual_bytes = {
         "lora": 186.0 * MB,
@@ -41,7 +42,7 @@ def law_rows(profile: LatencyProfile) -> list[dict[str, Any]]:
     """One dictionary per law: name, value and the features it was taken at, status, worst relative residual, source."""
     rows = []
     for name, law in sorted(profile.laws.items()):
-        at = _example(law, profile)
+        at = example_features(law, profile)
         value_s = float(profile.predictor(extrapolate=True).seconds(name, **at))
         spread = None
         if profile.n_draws:
@@ -62,7 +63,8 @@ def law_rows(profile: LatencyProfile) -> list[dict[str, Any]]:
     return rows
 
 
-def _seconds(value_s: float) -> str:
+def seconds_text(value_s: float) -> str:
+    """``1.45 s`` or ``28.6 ms``."""
     return f"{value_s:.3g} s" if value_s >= 1 else f"{value_s * 1e3:.3g} ms"
 
 
@@ -80,8 +82,8 @@ def print_profile(profile: LatencyProfile) -> None:
         table.add_row(
             row["law"],
             at,
-            _seconds(row["value_s"]),
-            f"{_seconds(interval[0])}–{_seconds(interval[1])}" if interval else "–",
+            seconds_text(row["value_s"]),
+            f"{seconds_text(interval[0])}–{seconds_text(interval[1])}" if interval else "–",
             row["status"],
             f"{ratios[0]:.3f}–{ratios[1]:.3f}" if ratios else "–",
             str(row["n_repetitions"] or "–"),
@@ -91,3 +93,24 @@ def print_profile(profile: LatencyProfile) -> None:
         console.print(f"{name}: {fact.value:.6g} ({fact.status}: {fact.source})")
     for note in profile.notes:
         console.print(f"note: {note}")
+
+
+def print_held_out(report: Mapping[str, Any]) -> None:
+    """Prints how the laws do at sizes that were measured only to check them, and why each form was chosen."""
+    console = Console(width=None if Console().is_terminal else 150)
+    if report.get("summary"):
+        table = Table("held-out sizes of", "n", "mean error", "bias", "worst", "inside 90 %", "binomial p", box=None)
+        for group in report["summary"]:
+            covered, p_value = group["coverage_ratio"], group["coverage_p_value"]
+            table.add_row(
+                str(group["name"]), str(group["n_points"]), f"{group['mape']:.2%}", f"{group['bias_ratio']:+.2%}",
+                f"{group['worst_ratio']:+.1%}", "–" if covered is None else f"{covered:.0%}",
+                "–" if p_value is None else f"{p_value:.2g}",
+            )  # fmt: skip
+        console.print(table)
+    if report.get("forms"):
+        table = Table("law", "form", "mean error at left-out sizes, of every form", box=None)
+        for law, entry in report["forms"].items():
+            errors = entry["left_out_error_ratio"]
+            table.add_row(law, entry["form"], ", ".join(f"{form} {error:.1%}" for form, error in errors.items()))
+        console.print(table)

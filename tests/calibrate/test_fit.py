@@ -234,3 +234,100 @@ def test_a_transfer_is_the_slope_of_an_exchange_without_its_message() -> None:
     seconds = float(profile.predictor().seconds("engine.residual_transfer.nvlink", n_bytes=2**29))
     # the message is 28 % of the largest exchange: an error of a size's median counts 1 / 0.72, of two sizes
     assert seconds == pytest.approx(rate_s * 2**29, rel=2 * TOLERANCE / 0.72)
+
+
+def with_rows(
+    data: Measurements, rows: list[tuple[str, str, Features, float]], session_name: str = "one"
+) -> Measurements:
+    """The data and three repetitions of each of these (quantity, mode, features, seconds)."""
+    more = [
+        Measurement(session_name, quantity, quantity.split(".")[0], "", mode, features, k, 10_000 + k, seconds)
+        for quantity, mode, features, seconds in rows
+        for k in range(3)
+    ]
+    return dataclasses.replace(data, rows=(*data.rows, *more))
+
+
+def test_loads_are_taken_the_way_workers_really_load_where_that_was_measured() -> None:
+    sizes = {"unet": 5_000_000_000, "vae": 160_000_000}
+    slow = [
+        ("engine.checkpoint_load", "graph", Features(n_bytes=n, variant=f"{part}_serving"), n / 2e9)
+        for part, n in sizes.items()
+    ]
+    fast = [
+        ("engine.checkpoint_load", "graph", Features(n_bytes=n, variant=f"{part}_file"), n / 8e9)
+        for part, n in sizes.items()
+    ]
+    profile = fit_profile(with_rows(synthetic(4), slow + fast), n_draws=2).profile
+    assert float(profile.predictor().seconds("engine.checkpoint_load", n_bytes=5e9)) == pytest.approx(2.5)
+    profile = fit_profile(with_rows(synthetic(4), fast), n_draws=2).profile
+    assert float(profile.predictor().seconds("engine.checkpoint_load", n_bytes=5e9)) == pytest.approx(0.625)
+
+
+def test_tuned_diffusers_loras_and_controlnets_count_as_measured_where_they_were() -> None:
+    lora = Features(n_loras=1, n_bytes=186_000_000, variant="rank64")
+    parts = [(f"diffusers.lora_{name}", "eager", lora, 0.5) for name in ("attach", "fuse", "unfuse", "detach")]
+    summed = fit_profile(with_rows(synthetic(4), parts), n_draws=2).profile.laws["diffusers_tuned.lora_attach"]
+    assert (summed.status, float(summed.seconds(186e6))) == ("assumed", pytest.approx(1.0))
+    direct = [
+        ("diffusers_tuned.lora_attach", "compiled", lora, 1.4),
+        ("diffusers_tuned.step_with_controlnets", "compiled", Features(2, 1, 1024, 1024, n_controlnets=2), 0.06),
+    ]
+    laws = fit_profile(with_rows(synthetic(4), parts + direct), n_draws=2).profile.laws
+    assert (laws["diffusers_tuned.lora_attach"].status, float(laws["diffusers_tuned.lora_attach"].seconds(186e6))) == (
+        "measured",
+        pytest.approx(1.4),
+    )
+    # measured at one size, and the steps it belongs to at others: there by its form, which nobody measured
+    net = laws["diffusers_tuned.controlnet_step"]
+    assert (net.status, net.domain["forward_batch"]) == (
+        "assumed",
+        laws["diffusers_tuned.unet_step"].domain["forward_batch"],
+    )
+    assert "median diffusers_tuned.step_with_controlnets minus median diffusers_tuned.unet_step" in net.source
+    assert "in the rest of diffusers_tuned.unet_step's box by its form" in net.source
+    # (60 ms - 30 ms) / 2; the plain step is known to its noise
+    assert float(laws["diffusers_tuned.controlnet_step"].seconds(2.0)) == pytest.approx(
+        0.015, abs=30e-3 * TOLERANCE / 2
+    )
+
+
+def test_a_lora_from_disk_counts_until_a_worker_has_mapped_it() -> None:
+    rows = []
+    for n_bytes in (20_000_000, 180_000_000):
+        features = Features(n_loras=1, n_bytes=n_bytes)
+        rows += [
+            ("lora_fetch.local", "", features, n_bytes / 4e8),
+            ("engine.lora_map", "graph", features, n_bytes / 2e9),
+        ]
+    law = fit_profile(with_rows(synthetic(4), rows), n_draws=2).profile.laws["lora_fetch.local"]
+    assert float(law.seconds(180e6)) == pytest.approx(180e6 / 4e8 + 180e6 / 2e9)
+    assert "engine.lora_map" in law.source
+
+
+def test_an_older_session_lends_its_link_and_no_steps() -> None:
+    old = with_rows(
+        synthetic(6, "old"),
+        [
+            ("engine.residual_exchange", "graph", Features(n_bytes=n, link="nvlink"), 4e-4 + n / 4e11)
+            for n in (64, 2**24, 2**27)
+        ],
+        "old",
+    )
+    new = synthetic(4)
+    alone, fitted = fit_profile(new, n_draws=2), fit_profile(new, n_draws=2, borrowed=old)
+    assert alone.profile.laws["engine.residual_transfer.nvlink"].status == "assumed"
+    law = fitted.profile.laws["engine.residual_transfer.nvlink"]
+    assert (law.status, law.parameters["per_unit_s"]) == ("measured", pytest.approx(1 / 4e11, rel=1e-3))
+    assert fitted.profile.laws["engine.unet_step"].n_repetitions == alone.profile.laws["engine.unet_step"].n_repetitions
+    assert {row.quantity for row in fitted.measurements.rows if row.session == "old"} == {"engine.residual_exchange"}
+    assert any("Borrowed from session old" in note for note in fitted.profile.notes)
+
+
+def test_an_older_session_of_another_gpu_lends_nothing() -> None:
+    old = with_rows(
+        synthetic(6, "old"), [("engine.residual_exchange", "", Features(n_bytes=9, link="nvlink"), 1.0)], "old"
+    )
+    old = dataclasses.replace(old, sessions=(session("old", gpu_kind="nvidia-a100"),))
+    with pytest.raises(InputError, match="mix gpu_kind"):
+        fit_profile(synthetic(4), n_draws=2, borrowed=old)
