@@ -1,0 +1,1 @@
+"""How well a simulation agrees with an engine: the same trace and allocation, two logs, joined by request id."""
