@@ -80,6 +80,8 @@ def missing_cells(cells: pd.Series[Any], column: Column) -> BoolArray:
     if values is not None:
         if pd.api.types.infer_dtype(values, skipna=False) == "string":  # the usual case, decided in C
             return np.zeros(len(values), dtype=np.bool_)
+        if not pd.isna(cells).any():  # likewise; what it does not call missing never is
+            return np.zeros(len(values), dtype=np.bool_)
         nan_is_missing = column.is_nullable or column.kind == "str"
         return np.fromiter(
             (v is None or v is pd.NA or (nan_is_missing and isinstance(v, float) and math.isnan(v)) for v in values),
@@ -141,6 +143,7 @@ def parse_lists(cells: pd.Series[Any], column: Column, is_missing: BoolArray, fi
     """Tuples in an object array, from lists, tuples, arrays, or text that holds a JSON list."""
     out = np.empty(len(cells), dtype=object)
     known: dict[Any, tuple[Any, ...] | None] = {}  # the same few lists repeat over many rows
+    same: dict[int, tuple[Any, ...]] = {}  # by identity: tuples that a reader made once for many rows
     exact = (
         str if column.kind == "list[str]" else float
     )  # 1 == 1.0 == True: only lists of one exact type share an entry
@@ -148,6 +151,8 @@ def parse_lists(cells: pd.Series[Any], column: Column, is_missing: BoolArray, fi
         items: tuple[Any, ...] | None
         if gone:
             items = ()
+        elif id(value) in same:
+            items = same[id(value)]
         elif isinstance(value, str):
             if value not in known:
                 known[value] = _checked_items(_json_list(value), column)
@@ -164,6 +169,8 @@ def parse_lists(cells: pd.Series[Any], column: Column, is_missing: BoolArray, fi
         if items is None:
             findings.cell(row, column.name, f"got {_shown(value)}", allowed_values(column))
             items = ()
+        elif type(value) is tuple and not gone:  # the column keeps it alive, so nothing else gets its identity
+            same[id(value)] = items
         out[row] = items
     return out
 

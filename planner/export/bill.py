@@ -50,7 +50,7 @@ def bill_plain(source: Source) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "provenance": source.provenance.to_plain(),
         "verdict": plan.verdict,
-        "sentence": plan.sentence,
+        "sentence": source.sentence,
         "promise": {"latency_s": plan.slo_latency_s, "attainment_ratio": plan.slo_attainment_ratio},
         "expected": None
         if row is None

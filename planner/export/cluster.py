@@ -17,6 +17,9 @@ _LABEL_KEY: Final = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z
 DnsLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
 LabelValue = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
 
+WarmShape = Annotated[str, Field(max_length=40, pattern=r"^[1-9][0-9]{0,3}x[1-9][0-9]{0,3}:[1-9][0-9]?(:unguided)?$")]
+"""As the engine's ``--warm`` takes it, which checks the rest (multiples, largest sides)."""
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -29,11 +32,24 @@ class Store(_Table):
         str | None, Field(max_length=2000, pattern=r"^https?://[!-~]+$", description="Address of an HTTP store.")
     ] = None
     volume_claim: Annotated[DnsLabel | None, Field(description="A PersistentVolumeClaim, mounted read-only.")] = None
+    token_secret: Annotated[
+        DnsLabel | None, Field(description="Secret whose key token is the bearer token that the HTTP store wants.")
+    ] = None
+    is_token_sent_plainly: Annotated[
+        bool, Field(description="Send the token to an http address: only where a mesh encrypts the way.")
+    ] = False
 
     @model_validator(mode="after")
     def _one_of_the_two(self) -> Store:
         if (self.url is None) == (self.volume_claim is None):
             raise ValueError("needs either 'url' or 'volume_claim'|Give one of the two")
+        if self.token_secret is not None and self.url is None:
+            raise ValueError("has a 'token_secret' and no 'url'|A volume wants no token: remove it")
+        is_plain = self.url is not None and self.url.startswith("http:")
+        if self.token_secret is not None and is_plain and not self.is_token_sent_plainly:
+            raise ValueError(
+                "would send its token unencrypted|Use an https url, or is_token_sent_plainly: true where a mesh encrypts the way"
+            )
         return self
 
     @property
@@ -43,6 +59,26 @@ class Store(_Table):
             return None
         parts = urlsplit(self.url)
         return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+class Balancer(_Table):
+    """HAProxy before the engines of a plan that needs several nodes: each request goes to the one with the fewest open ones."""
+
+    image: Annotated[
+        str,
+        Field(min_length=1, max_length=500, pattern=_IMAGE, description="HAProxy's own image, 2.6 or newer."),
+    ]
+    replicas: Annotated[
+        int, Field(ge=1, le=20, description="Balancers; each counts only the requests that went through itself.")
+    ] = 2
+    cluster_domain: Annotated[
+        str,
+        Field(
+            max_length=200,
+            pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$",
+            description="The cluster's DNS domain.",
+        ),
+    ] = "cluster.local"
 
 
 class Cluster(_Table):
@@ -78,9 +114,20 @@ class Cluster(_Table):
         str | None,
         Field(max_length=2000, pattern=r"^https?://[!-~]+$", description="Asked by KEDA; needed for autoscaling."),
     ] = None
+    balancer: Annotated[
+        Balancer | None,
+        Field(description="HAProxy between engines of several nodes. null: a Service, which picks one by lot."),
+    ] = None
     priority: Annotated[
         int, Field(ge=0, le=1_000_000_000, description="Of the pods against others of the cluster.")
     ] = 100_000
+    warm: Annotated[
+        tuple[WarmShape, ...],
+        Field(
+            max_length=32,
+            description="Shapes captured before a pod is ready, as 1024x1024:1 (width x height : images).",
+        ),
+    ] = ()
     image_pull_policy: Annotated[
         Literal["IfNotPresent", "Always"], Field(description="Kubernetes' imagePullPolicy.")
     ] = "IfNotPresent"

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from planner.export.bill import bill_plain
 from planner.export.names import one_line
+from planner.export.objects import ENTRY
 from planner.export.provenance import PREFIX
 from planner.export.source import Source
 
@@ -51,6 +52,10 @@ class Change:
     added: tuple[ObjectName, ...] = ()
     removed: tuple[ObjectName, ...] = ()
     altered: tuple[ObjectName, ...] = ()
+    turned: tuple[ObjectName, ...] = ()
+    """Services that clients call and that send to other pods afterwards."""
+    lone: tuple[ObjectName, ...] = ()
+    """Deployments whose only pod is replaced, with nothing else to serve its requests meanwhile."""
 
 
 def change_between(
@@ -76,14 +81,20 @@ def change_between(
     if objects is None:
         return Change(before, after, tuple(pools))
     held, wanted = (_by_name(side) for side in objects)
+    altered = sorted(name for name in held.keys() & wanted.keys() if held[name] != wanted[name])
     return Change(
         before,
         after,
         tuple(pools),
         added=tuple(sorted(wanted.keys() - held.keys())),
         removed=tuple(sorted(held.keys() - wanted.keys())),
-        altered=tuple(sorted(name for name in held.keys() & wanted.keys() if held[name] != wanted[name])),
-    )
+        altered=tuple(altered),
+        turned=tuple(
+            name for name in altered
+            if name[0] == "Service" and held[name]["spec"].get("selector") != wanted[name]["spec"].get("selector")
+        ),
+        lone=tuple(name for name in altered if name[0] == "Deployment" and _is_lone(name, held, wanted)),
+    )  # fmt: skip
 
 
 def change_json(change: Change) -> str:
@@ -150,12 +161,41 @@ def change_markdown(change: Change, namespace: str | None) -> str:
     removed = [f"{kind.lower()}/{name}" for kind, name in change.removed if kind not in KEPT]
     text += (
         "\n## Carry it out\n\nGPUs that both plans need are freed pod by pod; with none to spare, capacity is short while pods "
-        "roll.\n\n```sh\nkubectl apply --server-side -k kubernetes/overlays/cluster\n"
+        "roll.\n"
     )
+    for _, name in change.lone:
+        text += (
+            f"\n{name} has one pod: until its successor is ready, nothing serves its requests. With a spare node, set its "
+            "strategy.rollingUpdate to maxSurge 1 and maxUnavailable 0 in your overlay first.\n"
+        )
+    apply = "kubectl apply --server-side -k kubernetes/overlays/cluster"
+    if change.turned:
+        names = ", ".join(name for _, name in change.turned)
+        text += f"\nClients' Services that send to other pods than before change last: {names}.\n"
+    text += f"\n```sh\n{apply}" + (f" -l '{ENTRY}!=true'" if change.turned else "") + "\n"
     rolled = sorted(name for kind, name in (*change.added, *change.altered) if kind == "Deployment")
     text += "".join(f"kubectl -n {namespace} rollout status deployment/{name}\n" for name in rolled)
+    text += f"{apply}\n" if change.turned else ""
     text += f"kubectl -n {namespace} delete {' '.join(removed)}\n" if removed else ""
     return text + "```\n"
+
+
+def _is_lone(
+    name: ObjectName, held: Mapping[ObjectName, Mapping[str, Any]], wanted: Mapping[ObjectName, Mapping[str, Any]]
+) -> bool:
+    """Whether a Deployment's one pod is replaced while no other Deployment that stays serves the same requests."""
+
+    def group(item: Mapping[str, Any]) -> object:
+        labels = item["spec"]["selector"]["matchLabels"]
+        return labels.get("app.kubernetes.io/name"), labels.get(f"{PREFIX}group")
+
+    old, new = held[name]["spec"], wanted[name]["spec"]
+    if old.get("replicas") != 1 or old["template"] == new["template"]:
+        return False
+    if new.get("strategy", {}).get("rollingUpdate", {}).get("maxSurge"):
+        return False
+    beside = [other for other in held if other[0] == "Deployment" and other != name]
+    return not any(group(held[other]) == group(held[name]) for other in beside)
 
 
 def _by_name(objects: Iterable[Mapping[str, Any]]) -> dict[ObjectName, Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from planner.export.cluster import Store
@@ -13,6 +14,8 @@ CATALOGUE_PARTS: Final = "/etc/diffplan/catalogue-parts"
 TOKEN_SECRET_FOLDER: Final = "/etc/diffplan/token-secret"  # noqa: S105 - a path
 TOKEN_FOLDER: Final = "/run/diffplan"  # noqa: S105 - a path
 TOKEN_KEY: Final = "tokens.json"  # noqa: S105 - a key of a Secret
+STORE_TOKEN_FOLDER: Final = "/etc/diffplan/store-token"  # noqa: S105 - a path
+STORE_TOKEN_KEY: Final = "token"  # noqa: S105 - a key of a Secret
 STORE_FOLDER: Final = "/var/lib/diffplan/store"
 HOST_TIER_FOLDER: Final = "/dev/shm"  # noqa: S108 - of the pod alone; the engine makes a private folder in it
 RUN_FOLDER: Final = "/var/lib/diffplan/run"
@@ -26,8 +29,16 @@ def engine_command() -> list[str]:
     return ["diffplan", "engine", "serve"]
 
 
-def engine_arguments(store: Store, n_gpus: int, drain_s: int) -> list[str]:
-    """Its arguments for a pod with ``n_gpus`` GPUs; SIGTERM waits ``drain_s`` for admitted requests."""
+def engine_arguments(store: Store, n_gpus: int, drain_s: int, warm: Sequence[str] = ()) -> list[str]:
+    """Its arguments for a pod with ``n_gpus`` GPUs; SIGTERM waits ``drain_s`` for admitted requests.
+
+    Args:
+        warm: shapes that workers capture before the pod is ready.
+    """
+    options = ["--warm", ",".join(warm)] if warm else []
+    if store.token_secret is not None:
+        options += ["--option", f"loader_token_file={STORE_TOKEN_FOLDER}/{STORE_TOKEN_KEY}"]
+        options += ["--option", "loader_token_over_http=true"] if store.is_token_sent_plainly else []
     return [
         "--allocation",
         ALLOCATION_FILE,
@@ -47,4 +58,5 @@ def engine_arguments(store: Store, n_gpus: int, drain_s: int) -> list[str]:
         RUN_FOLDER,
         "--drain-seconds",
         str(drain_s),
+        *options,
     ]

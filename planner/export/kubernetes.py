@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from engine.allocation import ANY, Allocation
 from engine.catalogue import Catalogue, CatalogueEntry, catalogue_to_plain
+from planner.export.balancer import CALLS_PORT_NAME, CONFIG_KEY, config_text, headless_name
+from planner.export.balancer import pod_spec as balancer_pod_spec
 from planner.export.cells import Cell, cells_of
-from planner.export.cluster import Cluster
+from planner.export.cluster import Balancer, Cluster
 from planner.export.engine_command import PORT
-from planner.export.names import digest
+from planner.export.names import digest, one_line
+from planner.export.network import network_policies
+from planner.export.objects import BALANCER, ENTRY, Object, config_map, disruption_budget, group_labels, metadata
 from planner.export.pod import PodFiles, pod_template
 from planner.export.provenance import PREFIX, Provenance
 from planner.export.source import Source
 from planner.export.yaml_text import to_yaml
 
-Object = dict[str, Any]
 CONFIG_MAP_BYTES_MAX: Final = 900_000
 """Kubernetes allows 1 MiB for a whole ConfigMap, its metadata included."""
-PART_OF: Final = {"app.kubernetes.io/part-of": "diffplan"}
-CLIENT_LABEL: Final = f"{PREFIX}client"
 PODS_ANNOTATION: Final = f"{PREFIX}planned-pods"
 
 
-def kubernetes_texts(source: Source, cluster: Cluster, catalogue: Catalogue | None) -> dict[str, str]:
+def kubernetes_texts(
+    source: Source, cluster: Cluster, catalogue: Catalogue | None, remarks: tuple[str, ...] = ()
+) -> dict[str, str]:
     """File name (under ``kubernetes/``) to text.
+
+    Args:
+        remarks: lines that every file's comment ends with.
 
     Raises:
         InputError: the allocation cannot be cut into pods of this cluster's nodes.
@@ -37,14 +42,22 @@ def kubernetes_texts(source: Source, cluster: Cluster, catalogue: Catalogue | No
     known = catalogue if catalogue is not None else named_in(source.allocation)
     parts = _catalogue_maps(known, cluster, provenance)
     groups = sorted({cell.group for cell in cells})
+    split = split_groups(cells)
+    balanced = set(split) if cluster.balancer is not None else set()
     files: dict[str, list[Object]] = {
         "base/namespace.yaml": [_namespace(cluster, provenance)],
         "base/access.yaml": [_service_account(cluster, provenance), _priority_class(cluster, provenance)],
-        "base/network.yaml": _network_policies(cluster, provenance),
+        "base/network.yaml": network_policies(cluster, provenance, has_balancers=bool(balanced)),
         "base/catalogue.yaml": parts,
-        "base/services.yaml": [_service(group, cluster, provenance) for group in groups],
-        "base/disruption.yaml": [_disruption_budget(group, cluster, provenance) for group in groups],
+        "base/services.yaml": [_service(group, cluster, provenance, is_balanced=group in balanced) for group in groups],
+        "base/disruption.yaml": [
+            disruption_budget(f"diffplan-{group}", group_labels(group), cluster, provenance) for group in groups
+        ],
     }
+    if cluster.balancer is not None:
+        for group in sorted(balanced):
+            mine = tuple(cell for cell in cells if cell.group == group)
+            files[f"base/balancer-{group}.yaml"] = _balancer_objects(group, mine, cluster, cluster.balancer, source)
     for cell in cells:
         allocation = _allocation_map(cell, cluster, provenance)
         pods = PodFiles(allocation["metadata"]["name"], tuple(part["metadata"]["name"] for part in parts))
@@ -52,7 +65,7 @@ def kubernetes_texts(source: Source, cluster: Cluster, catalogue: Catalogue | No
             allocation,
             _deployment(cell, cluster, pods, catalogue, provenance, source),
         ]
-    comment = provenance.comment() + split_remark(cells)
+    comment = provenance.comment() + "".join(f"# {one_line(line)}\n" for line in remarks)
     texts = {name: to_yaml(objects, comment) for name, objects in sorted(files.items())}
     resources = [name.removeprefix("base/") for name in texts]
     texts["base/kustomization.yaml"] = to_yaml([_kustomization("diffplan-base", resources, provenance)], comment)
@@ -77,16 +90,6 @@ def split_groups(cells: tuple[Cell, ...]) -> dict[str, str]:
     return found
 
 
-def split_remark(cells: tuple[Cell, ...]) -> str:
-    """A comment for every file if requests are spread over several queues; else empty."""
-    if not split_groups(cells):
-        return ""
-    return (
-        "# NOTE: several engines with a queue each stand behind a Service; the plan simulates one queue for all replicas. Its\n"
-        "# latencies and its promise are not shown to hold here: diffplan export --check-pods simulates what is exported.\n"
-    )
-
-
 def named_in(allocation: Allocation) -> Catalogue:
     """A catalogue of the checkpoints and ControlNets that the allocation names; LoRAs and sizes are not in a plan."""
     entries: dict[str, CatalogueEntry] = {}
@@ -100,27 +103,16 @@ def named_in(allocation: Allocation) -> Catalogue:
     return Catalogue(entries)
 
 
-def _metadata(
-    name: str, cluster: Cluster | None, provenance: Provenance, labels: Mapping[str, str] | None = None
-) -> Object:
-    plain: Object = {"name": name}
-    if cluster is not None:
-        plain["namespace"] = cluster.namespace
-    plain["labels"] = {**PART_OF, **provenance.labels(), **(labels or {})}
-    plain["annotations"] = provenance.annotations()
-    return plain
-
-
 def _namespace(cluster: Cluster, provenance: Provenance) -> Object:
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": _metadata(cluster.namespace, None, provenance, labels)}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata(cluster.namespace, None, provenance, labels)}
 
 
 def _service_account(cluster: Cluster, provenance: Provenance) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": _metadata("diffplan-engine", cluster, provenance),
+        "metadata": metadata("diffplan-engine", cluster, provenance),
         "automountServiceAccountToken": False,
     }
 
@@ -129,7 +121,7 @@ def _priority_class(cluster: Cluster, provenance: Provenance) -> Object:
     return {
         "apiVersion": "scheduling.k8s.io/v1",
         "kind": "PriorityClass",
-        "metadata": _metadata("diffplan-serving", None, provenance),
+        "metadata": metadata("diffplan-serving", None, provenance),
         "value": cluster.priority,
         "globalDefault": False,
         "preemptionPolicy": "PreemptLowerPriority",
@@ -137,78 +129,83 @@ def _priority_class(cluster: Cluster, provenance: Provenance) -> Object:
     }
 
 
-def _network_policies(cluster: Cluster, provenance: Provenance) -> list[Object]:
-    """Base, ControlNet and loader processes of an engine talk inside its pod, so pods need nothing from each other."""
-    everywhere = {"matchLabels": PART_OF}
-    http = [{"protocol": "TCP", "port": PORT}]
-    dns = {
-        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}],
-        "ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}],
-    }
-    store = [] if cluster.store.port is None else [{"ports": [{"protocol": "TCP", "port": cluster.store.port}]}]
-    clients = {
-        "from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {CLIENT_LABEL: "true"}}}],
-        "ports": http,
-    }
-    scraper = {"matchLabels": {"kubernetes.io/metadata.name": cluster.monitoring_namespace}}
-    scrape = {"from": [{"namespaceSelector": scraper}], "ports": http}
-    specs = {
-        "diffplan-deny-all": {"podSelector": everywhere, "policyTypes": ["Ingress", "Egress"]},
-        "diffplan-engine": {
-            "podSelector": everywhere,
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [clients, scrape],
-            "egress": [dns, *store],
-        },
-    }
-    return [
-        {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": _metadata(name, cluster, provenance),
-            "spec": spec,
-        }
-        for name, spec in specs.items()
-    ]
-
-
-def _group_labels(group: str) -> dict[str, str]:
-    return {**PART_OF, "app.kubernetes.io/name": "diffplan-engine", f"{PREFIX}group": group}
-
-
-def _service(group: str, cluster: Cluster, provenance: Provenance) -> Object:
+def _service(group: str, cluster: Cluster, provenance: Provenance, *, is_balanced: bool) -> Object:
+    """What clients call: the group's balancers, or its engines themselves."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(f"diffplan-{group}", cluster, provenance, {f"{PREFIX}group": group}),
+        "metadata": metadata(f"diffplan-{group}", cluster, provenance, {f"{PREFIX}group": group, ENTRY: "true"}),
         "spec": {
             "type": "ClusterIP",
-            "selector": _group_labels(group),
-            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+            "selector": group_labels(group, BALANCER) if is_balanced else group_labels(group),
+            "ports": [
+                {
+                    "name": "http",
+                    "port": 80,
+                    "targetPort": CALLS_PORT_NAME if is_balanced else "http",
+                    "protocol": "TCP",
+                }
+            ],
         },
     }
 
 
-def _disruption_budget(group: str, cluster: Cluster, provenance: Provenance) -> Object:
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": _metadata(f"diffplan-{group}", cluster, provenance, {f"{PREFIX}group": group}),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _group_labels(group)}},
+def _balancer_objects(
+    group: str, cells: tuple[Cell, ...], cluster: Cluster, balancer: Balancer, source: Source
+) -> list[Object]:
+    """A group's balancers, and a Service without an address for each of its cells, whose DNS name lists its ready pods."""
+    provenance, slo_latency_s = source.provenance, source.plan.slo_latency_s
+    scaled = {pool.name: pool.autoscale for pool in source.allocation.pools}
+    n_most = []
+    for cell in cells:
+        settings = scaled[cell.allocation.pools[0].name] if cell.is_autoscaled else None
+        n_most.append(cell.n_pods if settings is None else max(cell.n_pods, settings.max_replicas))
+    text = config_text(cells, n_most, cluster.namespace, slo_latency_s, balancer)
+    name = f"diffplan-balancer-{group}"
+    files = config_map(f"{name}-{digest(text)}", {CONFIG_KEY: text}, cluster, provenance)
+    labels = group_labels(group, BALANCER)
+    deployment: Object = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(name, cluster, provenance, labels),
+        "spec": {
+            "replicas": balancer.replicas,
+            "revisionHistoryLimit": 5,
+            "selector": {"matchLabels": labels},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": balancer_pod_spec(balancer, files["metadata"]["name"], slo_latency_s),
+            },
+        },
     }
+    headless: list[Object] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(headless_name(cell), cluster, provenance, {f"{PREFIX}group": group}),
+            "spec": {
+                "clusterIP": "None",
+                "selector": {**group_labels(group), f"{PREFIX}cell": cell.name},
+                "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
+            },
+        }
+        for cell in cells
+    ]
+    return [files, deployment, disruption_budget(name, labels, cluster, provenance), *headless]
 
 
 def _deployment(
     cell: Cell, cluster: Cluster, files: PodFiles, catalogue: Catalogue | None, provenance: Provenance, source: Source
 ) -> Object:
-    labels = {**_group_labels(cell.group), f"{PREFIX}cell": cell.name}
-    metadata = _metadata(f"diffplan-{cell.name}", cluster, provenance, labels)
-    metadata["annotations"][PODS_ANNOTATION] = str(cell.n_pods)
+    labels = {**group_labels(cell.group), f"{PREFIX}cell": cell.name}
+    held = metadata(f"diffplan-{cell.name}", cluster, provenance, labels)
+    held["annotations"][PODS_ANNOTATION] = str(cell.n_pods)
     template = pod_template(cell, cluster, files, catalogue, labels, source.plan.slo_latency_s, provenance.purchase)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata,
+        "metadata": held,
         "spec": {
             # an autoscaler owns the number of its pods: applying the file again must not set it back
             **({} if cell.is_autoscaled else {"replicas": cell.n_pods}),
@@ -223,7 +220,7 @@ def _deployment(
 
 def _allocation_map(cell: Cell, cluster: Cluster, provenance: Provenance) -> Object:
     text = json.dumps(dataclasses.asdict(cell.allocation), indent=1, sort_keys=True, ensure_ascii=True) + "\n"
-    return _config_map(f"diffplan-{cell.name}-{digest(text)}", {"allocation.json": text}, cluster, provenance)
+    return config_map(f"diffplan-{cell.name}-{digest(text)}", {"allocation.json": text}, cluster, provenance)
 
 
 def _catalogue_maps(catalogue: Catalogue, cluster: Cluster, provenance: Provenance) -> list[Object]:
@@ -241,19 +238,9 @@ def _catalogue_maps(catalogue: Catalogue, cluster: Cluster, provenance: Provenan
         chunks[-1].append(line)
         size += len(line)
     return [
-        _config_map(f"diffplan-catalogue-{whole}-{n:03d}", {f"part-{n:03d}": "".join(chunk)}, cluster, provenance)
+        config_map(f"diffplan-catalogue-{whole}-{n:03d}", {f"part-{n:03d}": "".join(chunk)}, cluster, provenance)
         for n, chunk in enumerate(chunks)
     ]
-
-
-def _config_map(name: str, data: dict[str, str], cluster: Cluster, provenance: Provenance) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(name, cluster, provenance),
-        "immutable": True,  # the name has the content's digest: a change is a new object, and rolls the pods
-        "data": data,
-    }
 
 
 def _kustomization(name: str, resources: list[str], provenance: Provenance) -> Object:

@@ -115,7 +115,7 @@ def _deployment_faults(spec: Mapping[str, Any]) -> Iterator[str]:
         yield "its selector does not match its own pods"
     volumes = [volume["name"] for volume in template["spec"]["volumes"]]
     yield from (f"volume {name!r} occurs twice" for name in sorted({n for n in volumes if volumes.count(n) > 1}))
-    for container in (*template["spec"]["initContainers"], *template["spec"]["containers"]):
+    for container in (*template["spec"].get("initContainers", ()), *template["spec"]["containers"]):
         for mount in container["volumeMounts"]:
             if mount["name"] not in volumes:
                 yield f"container {container['name']!r} mounts {mount['name']!r}, which is no volume"

@@ -35,8 +35,8 @@ def counts_in(objects: list[dict[str, Any]]) -> tuple[PoolCount, ...]:
     replicas: Counter[tuple[str, str, str]] = Counter()
     gpus: Counter[tuple[str, str, str]] = Counter()
     for item in objects:
-        if item["kind"] != "Deployment":
-            continue
+        if item["kind"] != "Deployment" or PODS_ANNOTATION not in item["metadata"]["annotations"]:
+            continue  # a balancer is no pool
         name, spec = item["metadata"]["name"], item["spec"]
         n_pods = int(item["metadata"]["annotations"][PODS_ANNOTATION])
         if spec.get("replicas", n_pods) != n_pods:

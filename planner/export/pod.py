@@ -19,6 +19,8 @@ from planner.export.engine_command import (
     READY_PATH,
     RUN_FOLDER,
     STORE_FOLDER,
+    STORE_TOKEN_FOLDER,
+    STORE_TOKEN_KEY,
     TOKEN_FOLDER,
     TOKEN_KEY,
     TOKEN_SECRET_FOLDER,
@@ -35,6 +37,8 @@ START_S_MAX: Final = 1800
 """Loading checkpoints and compiling: the engine's own limits are shorter and name the worker; this one only ends a pod that hangs."""
 LEAVE_S: Final = 5
 """Requests that are on their way to a pod when it is told to stop arrive before it stops admitting."""
+LEAVE_BALANCED_S: Final = 15
+"""Likewise behind a balancer, which learns from DNS that the pod goes: names are kept up to 5 s by the cluster's DNS and 2 s by HAProxy."""
 STOP_MARGIN_S: Final = 30
 """From the end of the drain until the processes are gone."""
 LINE_GIB_PER_GPU: Final = 1.0
@@ -70,7 +74,7 @@ def pod_template(
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "priorityClassName": "diffplan-serving",
-            "terminationGracePeriodSeconds": LEAVE_S + drain_s(slo_latency_s) + STOP_MARGIN_S,
+            "terminationGracePeriodSeconds": leave_s(cluster) + drain_s(slo_latency_s) + STOP_MARGIN_S,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": USER_ID,
@@ -99,6 +103,11 @@ def host_tier_gib(allocation: Allocation) -> float:
     """Shared memory of a pod: the host tier for LoRAs that the plan gives its base replicas, and room for the workers' lines."""
     planned = allocation.policies.lora_cache_gib * sum(pool.n_replicas for pool in allocation.pools_of("base"))
     return planned + LINE_GIB_PER_GPU * allocation.n_gpus
+
+
+def leave_s(cluster: Cluster) -> int:
+    """From the moment a pod is told to stop until it admits nothing more."""
+    return LEAVE_S if cluster.balancer is None else LEAVE_BALANCED_S
 
 
 def drain_s(slo_latency_s: float) -> int:
@@ -152,12 +161,14 @@ def _engine(cell: Cell, cluster: Cluster, catalogue: Catalogue | None, slo_laten
     ]
     if cluster.store.volume_claim is not None:
         mounts.append({"name": "store", "mountPath": STORE_FOLDER, "readOnly": True})
+    if cluster.store.token_secret is not None:
+        mounts.append({"name": "store-token", "mountPath": STORE_TOKEN_FOLDER, "readOnly": True})
     return {
         "name": "engine",
         "image": cluster.image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": engine_command(),
-        "args": engine_arguments(cluster.store, cell.n_gpus, drain_s(slo_latency_s)),
+        "args": engine_arguments(cluster.store, cell.n_gpus, drain_s(slo_latency_s), cluster.warm),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - compile caches go where writing is allowed
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": {
@@ -171,7 +182,7 @@ def _engine(cell: Cell, cluster: Cluster, catalogue: Catalogue | None, slo_laten
         "readinessProbe": {**ready, "periodSeconds": 5, "failureThreshold": 2},
         # asks only whether the front process answers: the engine restarts stuck workers itself
         "livenessProbe": {**live, "periodSeconds": 10, "failureThreshold": 6},
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LEAVE_S)]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(leave_s(cluster))]}}},
         "securityContext": _restricted(),
         "volumeMounts": mounts,
     }
@@ -242,4 +253,9 @@ def _volumes(allocation: Allocation, cluster: Cluster, files: PodFiles) -> list[
     if cluster.store.volume_claim is not None:
         claim = {"claimName": cluster.store.volume_claim, "readOnly": True}
         volumes.append({"name": "store", "persistentVolumeClaim": claim})
+    if cluster.store.token_secret is not None:
+        items = [{"key": STORE_TOKEN_KEY, "path": STORE_TOKEN_KEY}]
+        # a volume, not a subPath or a variable: a replaced Secret reaches the loaders without a restart
+        secret = {"secretName": cluster.store.token_secret, "items": items, "defaultMode": 0o440}
+        volumes.append({"name": "store-token", "secret": secret})
     return volumes

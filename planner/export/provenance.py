@@ -17,7 +17,7 @@ class Provenance:
     """What every exported file says about itself."""
 
     plan_id: str
-    """SHA-256 of the plan's canonical JSON."""
+    """SHA-256 of the plan's canonical JSON, without its roadmap."""
     scenario_name: str
     profile_name: str
     profile_id: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from engine.allocation import ANY
 from engine.catalogue import Catalogue, check_catalogue
@@ -20,6 +20,9 @@ from planner.export.kubernetes import kubernetes_texts, named_in, split_groups
 from planner.export.kubernetes_check import object_faults
 from planner.export.kubernetes_read import counts_in, objects_in
 from planner.export.pod import memory_request_gib, planned_memory_gib
+from planner.export.pods_figures import PodsCheck
+from planner.export.pods_text import FILE_NAME as AS_EXPORTED
+from planner.export.pods_text import check_json, check_lines, unchecked_line
 from planner.export.prometheus import prometheus_texts
 from planner.export.prometheus_check import counts_in_rules, rule_faults
 from planner.export.source import Source
@@ -30,6 +33,23 @@ from traces.problems import InputError, Problem, one_problem
 Target = Literal["kubernetes", "autoscaling", "prometheus", "terraform", "json", "csv"]
 TARGETS: Final[tuple[Target, ...]] = get_args(Target)
 NEEDS_CLUSTER: Final = frozenset({"kubernetes", "autoscaling", "prometheus", "terraform"})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a target's files are made of."""
+
+    source: Source
+    cluster: Cluster | None
+    catalogue: Catalogue | None
+    remarks: tuple[str, ...] = ()
+    pods: PodsCheck | None = None
+
+    @property
+    def in_cluster(self) -> Cluster:
+        """The cluster, which :func:`export_texts` has seen to be there."""
+        assert self.cluster is not None  # noqa: S101
+        return self.cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +76,22 @@ def command_line(
     is_forced: bool,
     is_difference: bool = False,
     is_rollback: bool = False,
-    is_checking_pods: bool = False,
+    is_checking_pods: bool | None = None,
+    is_growing: bool = False,
+    is_autoscaled: bool = False,
     phase: int | None = None,
 ) -> str:
     """The command that makes the files again, with stand-ins for paths."""
     words = ["diffplan", "export", *(["--diff", "old.json", "new.json"] if is_difference else ["plan.json"])]
     words += ["--rollback"] if is_rollback else []
-    for target in targets:
+    for target in ("all",) if targets == TARGETS else targets:
         words += ["--to", target]
     words += ["--cluster", "cluster.yaml"] if has_cluster else []
     words += ["--phase", str(phase)] if phase is not None else []
-    words += ["--check-pods"] if is_checking_pods else []
+    if is_checking_pods is not None:
+        words += ["--check-pods" if is_checking_pods else "--no-check-pods"]
+    words += ["--grow"] if is_growing else []
+    words += ["--autoscaled"] if is_autoscaled else []
     words += ["--out", "DIR"]
     words += ["--force"] if is_forced else []
     return shlex.join(words)
@@ -77,14 +102,16 @@ def export_texts(
     targets: tuple[Target, ...],
     cluster: Cluster | None = None,
     catalogue: Catalogue | None = None,
-    found: tuple[str, ...] = (),
+    pods: PodsCheck | None = None,
+    why_unchecked: str = "",
 ) -> Exported:
     """Makes and checks every file of the targets.
 
     Args:
         cluster: Needed by the targets that run in one.
         catalogue: What the engines may load. None: what the allocation names, which leaves LoRAs out.
-        found: What simulating the pods has shown; noted with the rest.
+        pods: What simulating the pods has shown. None: it was not done, or there is one queue as planned.
+        why_unchecked: Said where several queues were not simulated.
 
     Raises:
         InputError: a target needs a cluster and there is none, or the plan cannot run on it; every problem is named.
@@ -96,13 +123,25 @@ def export_texts(
             "--cluster", f"is not given, and --to {asking[0]} needs it", "a file that names image, store and nodes",
             "Copy examples/export/cluster.yaml and adapt it",
         )  # fmt: skip
+    remarks = queue_lines(source, cluster, pods, why_unchecked) if "kubernetes" in targets else ()
+    asked = Asked(source, cluster, catalogue, remarks, pods)
     texts: dict[str, str] = {}
     for target in targets:
-        made = _MAKERS[target](source, cluster, catalogue)
+        made = _MAKERS[target](asked)
         texts |= {f"{target}/{name}": text for name, text in made.items()}
-    notes = (*_notes(source, targets, cluster, catalogue, is_simulated=bool(found)), *found)
+    notes = (*_notes(asked, targets), *remarks)
     texts[MANIFEST] = manifest(source.provenance, targets, notes, texts)
     return Exported(texts, notes)
+
+
+def queue_lines(source: Source, cluster: Cluster | None, pods: PodsCheck | None, why_unchecked: str) -> tuple[str, ...]:
+    """What has to be said where one queue of the plan becomes several: what simulating them has shown, or that it was not done."""
+    if cluster is None:
+        return ()
+    if pods is not None:
+        return check_lines(pods, source)
+    groups = split_groups(cells_of(source.allocation, cluster.gpus_per_node))
+    return (unchecked_line(groups, why_unchecked),) if groups else ()
 
 
 def _checked(target: str, source: Source, read: object) -> None:
@@ -111,30 +150,32 @@ def _checked(target: str, source: Source, read: object) -> None:
         raise LostInExportError(target, planned, read)
 
 
-def _json(source: Source, cluster: Cluster | None, catalogue: Catalogue | None) -> dict[str, str]:
-    text = bill.bill_json(source)
-    _checked("json", source, bill.read_bill_json(text))
+def _json(asked: Asked) -> dict[str, str]:
+    text = bill.bill_json(asked.source)
+    _checked("json", asked.source, bill.read_bill_json(text))
     return {"bill.json": text}
 
 
-def _csv(source: Source, cluster: Cluster | None, catalogue: Catalogue | None) -> dict[str, str]:
-    text = bill.bill_csv(source)
-    _checked("csv", source, bill.read_bill_csv(text))
+def _csv(asked: Asked) -> dict[str, str]:
+    text = bill.bill_csv(asked.source)
+    _checked("csv", asked.source, bill.read_bill_csv(text))
     return {"bill.csv": text}
 
 
-def _kubernetes(source: Source, cluster: Cluster | None, catalogue: Catalogue | None) -> dict[str, str]:
-    assert cluster is not None  # noqa: S101 - export_texts has seen to it
+def _kubernetes(asked: Asked) -> dict[str, str]:
+    source, cluster, catalogue = asked.source, asked.in_cluster, asked.catalogue
     check_known(source, catalogue)
-    texts = kubernetes_texts(source, cluster, catalogue)
+    texts = kubernetes_texts(source, cluster, catalogue, asked.remarks)
     objects = objects_in(texts)
     refuse("kubernetes", object_faults(objects))
     _checked("kubernetes", source, counts_in(objects))
+    if asked.pods is not None:
+        texts[AS_EXPORTED] = check_json(asked.pods, source, source.provenance)
     return texts
 
 
-def _autoscaling(source: Source, cluster: Cluster | None, catalogue: Catalogue | None) -> dict[str, str]:
-    assert cluster is not None  # noqa: S101 - export_texts has seen to it
+def _autoscaling(asked: Asked) -> dict[str, str]:
+    source, cluster = asked.source, asked.in_cluster
     if cluster.prometheus_url is None:
         raise one_problem(
             "cluster file prometheus_url", "is missing, and --to autoscaling needs it",
@@ -150,8 +191,8 @@ def _autoscaling(source: Source, cluster: Cluster | None, catalogue: Catalogue |
     return texts
 
 
-def _prometheus(source: Source, cluster: Cluster | None, catalogue: Catalogue | None) -> dict[str, str]:
-    assert cluster is not None  # noqa: S101 - export_texts has seen to it
+def _prometheus(asked: Asked) -> dict[str, str]:
+    source, cluster = asked.source, asked.in_cluster
     texts = prometheus_texts(source, cluster.namespace)
     texts["dashboard.json"] = dashboard_json(source, cluster.namespace)
     refuse("prometheus", rule_faults(texts["rules.yml"], texts["dashboard.json"]))
@@ -159,8 +200,8 @@ def _prometheus(source: Source, cluster: Cluster | None, catalogue: Catalogue | 
     return texts
 
 
-def _terraform(source: Source, cluster: Cluster | None, catalogue: Catalogue | None) -> dict[str, str]:
-    assert cluster is not None  # noqa: S101 - export_texts has seen to it
+def _terraform(asked: Asked) -> dict[str, str]:
+    source, cluster = asked.source, asked.in_cluster
     texts = terraform_texts(source, cluster)
     refuse("terraform", variable_faults(texts[VARIABLES]))
     _checked("terraform", source, counts_in_variables(texts[VARIABLES]))
@@ -194,14 +235,8 @@ def refuse(target: str, faults: list[str]) -> None:
         )
 
 
-def _notes(
-    source: Source,
-    targets: tuple[Target, ...],
-    cluster: Cluster | None,
-    catalogue: Catalogue | None,
-    *,
-    is_simulated: bool,
-) -> list[str]:
+def _notes(asked: Asked, targets: tuple[Target, ...]) -> list[str]:
+    source, cluster, catalogue = asked.source, asked.cluster, asked.catalogue
     notes = list(source.provenance.warnings)
     if cluster is not None and "terraform" in targets:
         for pool in node_pools(source, cluster).values():
@@ -213,18 +248,18 @@ def _notes(
     if cluster is None or "kubernetes" not in targets:
         return notes
     cells = cells_of(source.allocation, cluster.gpus_per_node)
-    for group, engines in split_groups(cells).items():
-        notes.append(
-            f"Service diffplan-{group} spreads requests over {engines} without looking at their queues; the plan simulates one "
-            "queue for all, so its latencies and its promise do NOT hold for this cluster as they stand. Larger nodes, or a "
-            "router that sends each request to the engine with the fewest open ones, come closer."
-            + ("" if is_simulated else " --check-pods simulates what is exported.")
-        )
     if catalogue is None:
         notes.append(
-            "The catalogue holds only the checkpoints and ControlNets that the plan names, without files or sizes: engines "
-            "load no LoRA until cluster.yaml names a catalogue."
+            "No catalogue is named in the cluster file. The exported one holds the checkpoints and ControlNets that the plan names, "
+            "without files: engines started with it draw random weights and load no LoRA. Name yours before you apply this."
         )
+    elif cluster.store.url is not None:
+        models = [e for e in catalogue.entries.values() if e.kind != "lora" and e.file and e.seed is None]
+        if models:
+            notes.append(
+                f"An HTTP store gives LoRAs only, and {len(models)} checkpoints and ControlNets of the catalogue have files: workers "
+                "read those from a volume (store.volume_claim)."
+            )
     notes += _memory_notes(cells, cluster, catalogue)
     if any(ANY in pool.base_model_ids for pool in source.allocation.pools):
         notes.append("Replicas may load any checkpoint of the catalogue, as simulated.")
@@ -247,7 +282,7 @@ def _memory_notes(cells: tuple[Cell, ...], cluster: Cluster, catalogue: Catalogu
     ]
 
 
-_MAKERS: Final[Mapping[str, Callable[[Source, Cluster | None, Catalogue | None], dict[str, Any]]]] = {
+_MAKERS: Final[Mapping[str, Callable[[Asked], dict[str, str]]]] = {
     "json": _json,
     "csv": _csv,
     "kubernetes": _kubernetes,

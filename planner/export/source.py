@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -12,9 +13,10 @@ from typing import Any
 from calibrate.profile import LatencyProfile
 from calibrate.profile_file import load_profile, shipped_profiles
 from engine.allocation import Allocation, allocation_from_plain
+from planner.export.pods_figures import PodsCheck
 from planner.export.provenance import Provenance
 from planner.export.simulated import SimulatedFigures, read_simulated
-from planner.plan_record import FILE_BYTES_MAX, SCHEMA_VERSION, PlanRecord, TopologyRow, read_plan, to_json
+from planner.plan_record import FILE_BYTES_MAX, SCHEMA_VERSION, PlanRecord, TopologyRow, read_plan
 from planner.prices import STALE_AFTER_DAYS
 from traces.problems import InputError, Problem, one_problem
 
@@ -35,6 +37,13 @@ class Source:
     """Of the run that the plan keeps beside it; None if there is none."""
     noise_ratio: tuple[float, float] | None = None
     """1 % and 99 % of a request's service time over its median, as calibrated; None if the plan's profile is not at hand."""
+    in_place: str = ""
+    """What is exported in place of the recommended fleet, as a sentence; empty: that fleet, or the nearest feasible one."""
+
+    @property
+    def sentence(self) -> str:
+        """What this export is, in a sentence."""
+        return self.in_place or self.plan.sentence
 
 
 def load_source(
@@ -45,6 +54,7 @@ def load_source(
     is_forced: bool = False,
     profile: Path | None = None,
     phase: int | None = None,
+    is_autoscaled: bool = False,
 ) -> Source:
     """Reads a plan and decides whether it may be exported.
 
@@ -55,6 +65,7 @@ def load_source(
         is_forced: Export an infeasible or stale plan all the same, with a warning in every file.
         profile: The profile that holds now; None: the shipped one of the plan's name, if there is one.
         phase: Of the plan's roadmap; what its new fleet runs. None: the recommendation.
+        is_autoscaled: The plan's variant that scales by itself, in place of the fleet of fixed size.
 
     Raises:
         InputError: the plan cannot be read, was written by a newer diffplan, contradicts itself, has no such phase, or is
@@ -62,9 +73,13 @@ def load_source(
     """
     refuse_newer_schema(path)
     plan = read_plan(path)
-    allocation_plain, cost_usd_per_month, warnings = (
-        _chosen(plan, path) if phase is None else _of_phase(plan, path, phase)
-    )
+    in_place = ""
+    if is_autoscaled:
+        allocation_plain, cost_usd_per_month, warnings, in_place = _of_autoscaling(plan, path)
+    elif phase is not None:
+        allocation_plain, cost_usd_per_month, warnings, in_place = _of_phase(plan, path, phase)
+    else:
+        allocation_plain, cost_usd_per_month, warnings = _chosen(plan, path)
     is_recommended = plan.recommended is not None and allocation_plain == plan.allocation
     held = _profile_now(plan, profile)
     warnings += _stale(plan, today, held)
@@ -76,7 +91,7 @@ def load_source(
     _check_price(plan, allocation, cost_usd_per_month, path)
     ids = plan.ids
     provenance = Provenance(
-        plan_id=hashlib.sha256(to_json(plan.model_copy(update={"roadmap": ()})).encode()).hexdigest(),
+        plan_id=_identity(path),
         scenario_name=ids.scenario_name,
         profile_name=Path(ids.profile_name).name,  # a file's folder is a matter of the machine that planned
         profile_id=ids.profile_id,
@@ -91,8 +106,38 @@ def load_source(
     row = plan.row(plan.recommended) if plan.recommended is not None and is_recommended else None
     return Source(
         plan, allocation, cost_usd_per_month, row, provenance,
-        read_simulated(path) if row is not None else None, _noise(plan, held),
+        read_simulated(path) if row is not None else None, _noise(plan, held), in_place,
     )  # fmt: skip
+
+
+def grown(source: Source, pods: PodsCheck | None, why_unchecked: str) -> tuple[Source, PodsCheck]:
+    """The source with the fleet that keeps the promise as exported; as it is, if the plan's own does.
+
+    Raises:
+        InputError: the pods were not simulated, or no fleet within reach keeps the promise.
+    """
+    if pods is None:
+        raise one_problem("--grow", why_unchecked or "has nothing to go by", "a plan that can be simulated")
+    if pods.is_kept:
+        return source, pods
+    if pods.proposal is None:
+        raise one_problem(
+            "--grow", "finds no fleet of up to twice the replicas that keeps the promise as exported", "one that does",
+            "Name a balancer in the cluster file, or larger nodes",
+        )  # fmt: skip
+    found = pods.proposal
+    ids = source.plan.ids
+    cost = found.figures.mean_gpus * ids.price_usd_per_gpu_hour * ids.hours_per_month
+    text = (
+        f"grown: {found.figures.mean_gpus:g} GPUs in place of the plan's {pods.exported.mean_gpus:g}, which would not keep the promise "
+        "with a queue on each node; expected figures and thresholds are the plan's"
+    )
+    provenance = dataclasses.replace(source.provenance, warnings=(*source.provenance.warnings, text))
+    larger = dataclasses.replace(source, allocation=found.allocation, cost_usd_per_month=cost, provenance=provenance)
+    check = dataclasses.replace(
+        pods, exported=found.figures, by_lot=None, proposal=None, grown_from=pods.exported.mean_gpus
+    )
+    return larger, check
 
 
 def _check_price(plan: PlanRecord, allocation: Allocation, cost_usd_per_month: float, path: Path) -> None:
@@ -135,7 +180,33 @@ def _chosen(plan: PlanRecord, path: Path) -> tuple[dict[str, Any], float, list[s
     return nearest.nearest_allocation, nearest.nearest_cost_usd_per_month, [text]
 
 
-def _of_phase(plan: PlanRecord, path: Path, number: int) -> tuple[dict[str, Any], float, list[str]]:
+def _of_autoscaling(plan: PlanRecord, path: Path) -> tuple[dict[str, Any], float, list[str], str]:
+    """The fleet that scales by itself, with the settings that were simulated, at its simulated GPU-hours."""
+    found = plan.autoscaling
+    if found is None or found.chosen is None or found.allocation is None or found.chosen.cost_usd_per_month is None:
+        why = "is asked of a plan without an autoscaled variant" + (f": {found.why}" if found is not None else "")
+        raise one_problem(f"{path} --autoscaled", why, "a plan that has one", "Leave --autoscaled out, or plan again")
+    warnings = [] if found.verdict == "autoscale" else [f"the plan does not recommend to autoscale: {found.why}"]
+    row, cost_usd_per_month = found.chosen, found.chosen.cost_usd_per_month
+    sentence = (
+        f"The plan's variant that scales by itself: {row.min_replicas} to {row.max_replicas} base replicas at "
+        f"${cost_usd_per_month:,.0f} a month in the mean."
+    )
+    return found.allocation, cost_usd_per_month, warnings, sentence
+
+
+def _identity(path: Path) -> str:
+    """SHA-256 of the plan as it is in its file, without the roadmap that is written into it later.
+
+    Of the file's values, not of the record: a later diffplan that knows more fields gives the same plan the same id.
+    """
+    file = path / "plan.json" if path.is_dir() else path
+    plain = json.loads(file.read_text(encoding="utf-8"))  # it has just been read as a plan, within its limits
+    plain.pop("roadmap", None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _of_phase(plan: PlanRecord, path: Path, number: int) -> tuple[dict[str, Any], float, list[str], str]:
     """What the new fleet of a phase runs, at the plan's price; today's fleet goes on beside it and is not exported."""
     found = {phase.number: phase for phase in plan.roadmap}
     where = f"--phase {number}"
@@ -153,7 +224,7 @@ def _of_phase(plan: PlanRecord, path: Path, number: int) -> tuple[dict[str, Any]
     per_gpu = plan.ids.price_usd_per_gpu_hour * plan.ids.hours_per_month
     is_scaled = any(pool.get("autoscale") for pool in phase.allocation["pools"])
     cost = phase.cost_usd_per_month if is_scaled else phase.n_gpus_new * per_gpu
-    return phase.allocation, cost or 0.0, warnings
+    return phase.allocation, cost or 0.0, warnings, f"Phase {number} of the plan's roadmap, {phase.name}: {phase.what}"
 
 
 def _profile_now(plan: PlanRecord, profile: Path | None) -> LatencyProfile | None:

@@ -11,7 +11,7 @@ from planner.export.metric_names import SECONDS_BUCKETS
 from planner.observe.ask import ObserveQuestion, is_address, observed_summary
 from planner.observe.run_folder import Observed, read_observed
 from planner.observe.summary import Summary, read_summary
-from planner.watch.baseline import WARMUP_S, Baseline, charts_for, read_baseline, threshold
+from planner.watch.baseline import WARMUP_S, Baseline, charts_for, read_baseline, thresholds
 from planner.watch.propose import Proposal, next_step, propose
 from planner.watch.verdict import Finding, Judgement, judge
 from planner.watch.windows import WindowTable, windows_of_records, windows_of_summary
@@ -68,8 +68,7 @@ def answer(question: WatchQuestion, say: Callable[[str], None]) -> WatchAnswer:
     baseline = read_baseline(question.plan, window_s, buckets_s)
     table = _windows(question, data, baseline)
     charts = charts_for(baseline, table, question.offset_s)
-    h = threshold(len(charts), window_s)
-    judgement = judge(charts, table, h)
+    judgement = judge(charts, table, thresholds(charts, window_s))
     step = next_step(judgement, question)
     proposal = None
     if question.propose is not None and judgement.verdict != "in_plan":
@@ -79,7 +78,7 @@ def answer(question: WatchQuestion, say: Callable[[str], None]) -> WatchAnswer:
     if baseline.spreads is None:
         notes.append(UNKNOWN_LAWS)
     return WatchAnswer(
-        _plain(judgement, baseline, data.source, window_s, h, step, proposal, notes),
+        _plain(judgement, baseline, data.source, window_s, step, proposal, notes),
         _text(judgement, baseline, data.source, window_s, step, proposal, notes),
     )
 
@@ -110,7 +109,7 @@ def _windows(question: WatchQuestion, data: Summary | Observed, baseline: Baseli
 
 
 def _plain(
-    judgement: Judgement, baseline: Baseline, source: str, window_s: float, h: float, step: str, proposal: Proposal | None, notes: list[str]
+    judgement: Judgement, baseline: Baseline, source: str, window_s: float, step: str, proposal: Proposal | None, notes: list[str]
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "schema_version": 1,
@@ -123,7 +122,6 @@ def _plain(
         "window_s": window_s,
         "begin_s": judgement.begin_s,
         "end_s": judgement.end_s,
-        "threshold": h,
         "charts": [{name: getattr(each, name) for name in Finding.__dataclass_fields__} for each in judgement.findings],
         "next": step,
         "proposal": None if proposal is None else proposal.plain,

@@ -26,6 +26,12 @@ WARMUP_S: Final = 300.0
 """Of the plan's run and of a live engine: empty caches are not what was planned for."""
 FALSE_ALARM_S: Final = 30 * DAY_S
 """At most one false alarm in this time, over all charts together."""
+RATE: Final = "traffic_rate"
+RATE_BUDGET: Final = 0.5
+"""Share of the false alarms that may come from the traffic's rate."""
+OVERSHOOT: Final = 1.61
+"""log of the least, over all g, of ``exp(1.166 * sqrt(2 g)) / g``: what the mean time to a false signal has over ``exp(h)`` in
+Siegmund's approximation (Sequential Analysis, 1985, 2.52) for evidence of mean ``-g`` and variance ``2 g`` a window."""
 TRAFFIC_SHIFT: Final = 0.25
 STAGE_SHIFT: Final = 0.10
 STAGE_SD_MIN: Final = 0.05
@@ -127,9 +133,21 @@ def charts_for(baseline: Baseline, live: WindowTable, offset_s: float = 0.0) -> 
     return [chart for chart in _all_charts(baseline, live, offset_s) if chart.measure in live.tallies]
 
 
-def threshold(n_charts: int, window_s: float) -> float:
-    """``h`` with which all charts together have the stated mean time between false alarms."""
-    return float(np.log(n_charts * FALSE_ALARM_S / window_s))
+def thresholds(charts: Sequence[Chart], window_s: float) -> list[float]:
+    """``h`` of every chart, with which all together have the stated mean time between false alarms.
+
+    The charts of the traffic's rate share half of the false alarms that are allowed, the others the rest: they are the ones
+    that need the longest, and a stage's signal is as clear that a little more evidence costs it nothing. Lorden's bound
+    ``exp(h)`` is low by the overshoot, at least by ``OVERSHOOT`` in Siegmund's approximation; that is taken off for the rate,
+    whose windows are counts of arrivals. Queues, caches and stages remember, so their charts keep the bound.
+    """
+    n_windows = FALSE_ALARM_S / window_s
+    n_rate = sum(chart.measure == RATE for chart in charts)
+    share = {True: RATE_BUDGET / max(n_rate, 1), False: (1.0 - RATE_BUDGET) / max(len(charts) - n_rate, 1)}
+    return [
+        float(np.log(n_windows / share[chart.measure == RATE])) - (OVERSHOOT if chart.measure == RATE else 0.0)
+        for chart in charts
+    ]
 
 
 def _all_charts(baseline: Baseline, live: WindowTable, offset_s: float) -> Iterator[Chart]:

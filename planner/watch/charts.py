@@ -2,7 +2,7 @@
 
 For a window, ``L`` is the log of how much likelier it is under a stated shift than in plan. Page's chart sums it, never below zero:
 ``S = max(0, S + L)``, and signals at ``S >= h``. If the windows are independent and the in-plan law is right, the mean number of
-windows to a false signal is at least ``exp(h)`` (Lorden 1971), so ``h = log(windows wanted)``; the mean delay after the shift is near
+windows to a false signal is at least ``exp(h)`` (Lorden 1971), so ``h`` is near ``log(windows wanted)``; the mean delay after the shift is near
 ``h`` over the mean of ``L`` under it, and no other test with this false-alarm rate is faster in the worst case (Moustakides 1986).
 
 Windows of real services are not independent and counts vary more than the law says. Every ``L`` is therefore divided by a dispersion

@@ -38,8 +38,10 @@ class Finding:
     changed_at_s: float | None
     signalled_at_s: float | None
     n_signals: int
+    threshold: float
+    """Evidence that a change of state needs."""
     score_ratio: float
-    """Evidence over what a change of state needs."""
+    """Evidence over it."""
     delay_s: float | None
     """Mean time in which the shift would be found at this traffic; None if there are no trials."""
 
@@ -66,10 +68,10 @@ class Judgement:
         return rates[0].seen / rates[0].planned if rates and rates[0].seen is not None else None
 
 
-def judge(charts: Sequence[Chart], live: WindowTable, h: float) -> Judgement:
-    """Runs every chart over the live windows."""
+def judge(charts: Sequence[Chart], live: WindowTable, thresholds: Sequence[float]) -> Judgement:
+    """Runs every chart over the live windows, each with its own threshold."""
     findings = []
-    for chart in charts:
+    for chart, h in zip(charts, thresholds, strict=True):
         tally = live.tallies[chart.measure]
         findings.append(_finding(chart, tally, live, run_chart(chart.evidence(tally), h), h))
     on = {finding.measure for finding in findings if finding.is_on}
@@ -93,5 +95,5 @@ def _finding(chart: Chart, tally: Tally, live: WindowTable, course: Course, h: f
         chart.measure, chart.direction, bool(course.is_on[-1]), planned, total / n if n > 0 else None, shifted - planned,
         None if course.changed_at is None else float(live.start_s[min(course.changed_at, len(live) - 1)]),
         None if course.since is None else float(live.start_s[course.since]) + live.window_s,
-        course.n_signals, float(course.score[-1]) / h, max(h / gain, WINDOWS_MIN) * live.window_s if gain > 0 else None,
+        course.n_signals, h, float(course.score[-1]) / h, max(h / gain, WINDOWS_MIN) * live.window_s if gain > 0 else None,
     )  # fmt: skip

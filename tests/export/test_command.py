@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine.allocation import Allocation
 from engine.policies.autoscale_settings import Autoscale
@@ -237,6 +239,55 @@ def test_rolling_back_writes_the_old_plan_and_how_to_get_there(tmp_path: Path) -
     assert json.loads(back["change.json"])["total"]["n_gpus_after"] == 4
 
 
+def test_a_service_turns_to_balancers_only_when_they_run_and_a_lone_engine_is_named(tmp_path: Path) -> None:
+    one = saved(tmp_path, plan_of(Allocation((pool(n=4),))), "one.json")
+    three = saved(tmp_path, plan_of(Allocation((pool(n=20),))), "three.json")
+
+    def change(diff: tuple[Path, Path], name: str) -> tuple[str, list[str]]:
+        ask(None, ("kubernetes",), tmp_path / name, diff=diff)
+        text = (tmp_path / name / "change.md").read_text()
+        return text, text.partition("```sh\n")[2].splitlines()
+
+    text, commands = change((one, three), "grown")
+    assert "diffplan-base-1 has one pod: until its successor is ready, nothing serves its requests" in text
+    everything = "kubectl apply --server-side -k kubernetes/overlays/cluster"
+    waits = [line for line in commands if "rollout status" in line]
+    assert any("diffplan-balancer-base" in line for line in waits)
+    assert commands[: 2 + len(waits)] == [f"{everything} -l 'diffplan/entry!=true'", *waits, everything]
+    (entry,) = [
+        item
+        for item in yaml.safe_load_all((tmp_path / "grown/kubernetes/base/services.yaml").read_text())
+        if item["metadata"]["labels"].get("diffplan/entry") == "true"
+    ]
+    assert entry["spec"]["selector"]["app.kubernetes.io/name"] == "diffplan-balancer"
+    text, commands = change((three, saved(tmp_path, plan_of(Allocation((pool(n=23),))), "more.json")), "more")
+    assert "has one pod" not in text
+    assert commands[0] == everything
+
+
+def test_a_phase_of_the_roadmap_says_what_it_is(tmp_path: Path) -> None:
+    plain = plan_of(Allocation((pool(n=4),))).model_dump(mode="json")
+    nothing = {"mean": 1.0, "low": 1.0, "high": 1.0}
+    part = Allocation((pool(n=2),))
+    plain["roadmap"] = [
+        {
+            "number": 2, "name": "carve out", "is_worthwhile": True, "what": "Serve the sketches by colocated on 2 GPUs.",
+            "topology": "colocated", "allocation": dataclasses.asdict(part), "n_gpus_new": 2, "n_gpus_today": 5,
+            "cost_usd_per_month": 7 * 3.5 * 730, "latency_p50_s": nothing, "latency_p95_s": nothing,
+            "slo_attainment_ratio": nothing, "watch": [], "gate": "", "roll_back": "", "test": None,
+        }
+    ]  # fmt: skip
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plain))
+    said = ask(path, ("json",), tmp_path / "out", phase=2)
+    sentence = "Phase 2 of the plan's roadmap, carve out: Serve the sketches by colocated on 2 GPUs."
+    assert said.text.startswith(f"{sentence}\n")
+    bill = json.loads((tmp_path / "out" / "json" / "bill.json").read_text())
+    assert bill["sentence"] == sentence
+    assert bill["total"]["n_gpus"] == 2
+    assert bill["total"]["planned_cost_usd_per_month"] == 2 * 3.5 * 730
+
+
 def test_going_back_to_a_plan_with_old_prices_needs_force_and_showing_it_does_not(plan: Path, tmp_path: Path) -> None:
     assert "more than 90 days old" in ask(None, (), diff=(plan, plan), today=LATER).text
     with pytest.raises(InputError, match="more than 90 days old"):
@@ -251,3 +302,75 @@ def test_the_command_line_ends_with_2_and_a_sentence(plan: Path, tmp_path: Path)
     assert done.returncode == 2
     assert "--cluster" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def with_autoscaling(verdict: str = "autoscale", cost: float | None = 5000.0) -> PlanRecord:
+    """A plan of four replicas, with a variant of two to six beside it."""
+    from planner.decision_record import AutoscaledRow, AutoscalingRecord
+    from planner.plan_record import Estimate
+
+    about = Estimate(mean=3.0, low=2.5, high=3.5)
+    row = AutoscaledRow(
+        kind="keda", min_replicas=2, max_replicas=6, target=1.0, cooldown_s=300.0, n_repetitions=5, mean_gpus=about,
+        gpu_hours_per_month=cost and cost / 3.5, cost_usd_per_month=cost, slo_attainment_ratio=about, latency_p50_s=about,
+        latency_p99_s=about, keeps_promise=True,
+    )  # fmt: skip
+    scaled = Allocation((pool(n=4, autoscale=Autoscale(min_replicas=2, max_replicas=6, target=1.0)),))
+    record = AutoscalingRecord(
+        verdict=verdict, why="nights are quiet", fixed_gpu_hours_per_month=2920.0, fixed_cost_usd_per_month=10_220.0,
+        saving_usd_per_month=None, start_s=60.0, chosen=row if cost else None, tried=(row,),
+        allocation=dataclasses.asdict(scaled) if cost else None,
+    )  # fmt: skip
+    return plan_of(Allocation((pool(n=4),))).model_copy(update={"autoscaling": record})
+
+
+def test_the_variant_that_scales_is_exported_with_its_own_settings_and_cost(tmp_path: Path) -> None:
+    path = saved(tmp_path, with_autoscaling())
+    question = ExportQuestion(
+        path, ("all",), tmp_path / "out", CLUSTER_FILE, None, False, None, None, False, None, False, True
+    )
+    answer(question, TODAY)
+    scaler = (tmp_path / "out" / "autoscaling" / "keda-base-1.yaml").read_text(encoding="utf-8")
+    assert "minReplicaCount: 2" in scaler
+    assert "maxReplicaCount: 6" in scaler
+    bill = json.loads((tmp_path / "out" / "json" / "bill.json").read_text(encoding="utf-8"))
+    assert bill["total"]["planned_cost_usd_per_month"] == 5000.0
+    assert "--autoscaled" in bill["provenance"]["command"]
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        (plan_of(decoupled(4, 2)), "a plan without an autoscaled variant"),
+        (with_autoscaling(cost=None), "without an autoscaled variant: nights are quiet"),
+        (with_autoscaling("fixed"), "does not recommend to autoscale: nights are quiet"),
+    ],
+)
+def test_a_variant_that_is_not_there_or_not_recommended_gets_a_sentence(
+    tmp_path: Path, record: PlanRecord, sentence: str
+) -> None:
+    path = saved(tmp_path, record)
+    question = ExportQuestion(
+        path, ("json",), tmp_path / "out", None, None, False, None, None, False, None, False, True
+    )
+    with pytest.raises(InputError, match=sentence):
+        answer(question, TODAY)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_keeps_its_id_when_a_roadmap_is_written_into_it_and_under_a_later_diffplan(
+    plan: Path, tmp_path: Path
+) -> None:
+    before = ask(plan, out=tmp_path / "a").plain["provenance"]["plan_id"]
+    plain = json.loads(plan.read_text(encoding="utf-8"))
+    plain["roadmap"] = []
+    del plain["autoscaling"], plain["add_ons"]  # as an earlier diffplan wrote it, which did not know them
+    plan.write_text(json.dumps(plain, indent=7), encoding="utf-8")
+    older = ask(plan, out=tmp_path / "a").plain["provenance"]["plan_id"]
+    plain["sentence"] += " "
+    plan.write_text(json.dumps(plain), encoding="utf-8")
+    assert older != ask(plan, out=tmp_path / "a").plain["provenance"]["plan_id"]
+    plain["sentence"] = plain["sentence"][:-1]
+    del plain["roadmap"]
+    plan.write_text(json.dumps(plain), encoding="utf-8")
+    assert older == ask(plan, out=tmp_path / "a").plain["provenance"]["plan_id"] != before

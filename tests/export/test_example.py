@@ -1,4 +1,4 @@
-"""The exported plan under ``examples/`` is whole: unchanged since it was made, in agreement with itself, accepted by its checkers."""
+"""The exported plans under ``examples/`` are whole: unchanged since it was made, in agreement with itself, accepted by its checkers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from planner.export.terraform import VARIABLES, counts_in_variables, variable_fa
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "export"
-SMALL = EXAMPLES / "small"
 
 
-@pytest.fixture(scope="module")
-def texts() -> dict[str, str]:
+@pytest.fixture(scope="module", params=["small", "provider"])
+def texts(request: pytest.FixtureRequest) -> dict[str, str]:
+    folder = EXAMPLES / request.param
     return {
-        path.relative_to(SMALL).as_posix(): path.read_text(encoding="utf-8")
-        for path in sorted(SMALL.rglob("*"))
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
 
@@ -52,6 +52,18 @@ def test_todays_checkers_accept_it(texts: dict[str, str]) -> None:
     assert not object_faults(objects_in({**part(texts, "kubernetes"), **part(texts, "autoscaling")}))
     assert not rule_faults(texts["prometheus/rules.yml"], texts["prometheus/dashboard.json"])
     assert not variable_faults(texts[f"terraform/{VARIABLES}"])
+
+
+def test_a_plan_of_several_nodes_says_in_every_file_what_its_cluster_does_with_the_promise(
+    texts: dict[str, str],
+) -> None:
+    n_engines = sum(name.startswith("kubernetes/base/engine-") for name in texts)
+    found = texts.get("kubernetes/as-exported.json")
+    assert (found is None) == (n_engines == 1)
+    if found is not None:
+        assert json.loads(found)["is_kept"]
+        for name, text in part(texts, "kubernetes").items():
+            assert name.endswith(".json") or "keeps the promise" in text, name
 
 
 def test_the_cluster_file_is_read_and_the_page_describes_each_of_its_fields() -> None:

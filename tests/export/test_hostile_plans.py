@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from engine.allocation import Allocation
 from engine.catalogue import Catalogue, CatalogueEntry
+from planner.export.cluster import Balancer
 from planner.export.counts import counts_of
 from planner.export.kubernetes_read import counts_in, objects_in
 from planner.export.prometheus_check import counts_in_rules
@@ -28,7 +29,7 @@ from traces.problems import InputError
 
 N_PLANS: Final = 200
 CLUSTER_VERSIONS: Final = ("1.30", "1.34", "1.37")
-WIDE = CLUSTER.model_copy(update={"gpus_per_node": 72})
+WIDE = CLUSTER.model_copy(update={"gpus_per_node": 72, "balancer": Balancer(image="haproxy:3.0")})
 
 
 def files_of(source: Source, target: str, texts: dict[str, str]) -> dict[str, str]:
@@ -71,6 +72,8 @@ def exported() -> list[tuple[Source, dict[str, str]]]:
 
 def test_every_plan_is_exported_to_every_target(exported: list[tuple[Source, dict[str, str]]]) -> None:
     assert len(exported) >= N_PLANS
+    # engines of several nodes with a balancer before them, and plans that need none
+    assert 0 < sum(any("/balancer-" in name for name in texts) for _, texts in exported) < len(exported)
     for source, texts in exported:
         planned = counts_of(source.allocation)
         assert counts_in(objects_in(files_of(source, "kubernetes", texts))) == planned

@@ -87,6 +87,20 @@ def test_the_engine_takes_the_arguments_that_pods_give_it(pod: dict[str, Any]) -
     assert given["drain_seconds"] < pod["terminationGracePeriodSeconds"]
 
 
+def test_shapes_to_warm_are_what_the_engine_takes(tmp_path: Path) -> None:
+    shapes = pytest.importorskip("engine.serving.warm_shapes")
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "image: a:1\nstore: {volume_claim: m}\nwarm: ['1024x1024:1', '512x768:2:unguided']\n", encoding="utf-8"
+    )
+    cluster, _ = load_cluster(path)
+    container = of_kind(objects_of(decoupled(4, 2), cluster), "Deployment")[0]["spec"]["template"]["spec"][
+        "containers"
+    ][0]
+    text = container["args"][container["args"].index("--warm") + 1]
+    assert [str(shape) for shape in shapes.read_warm_shapes(text)] == list(cluster.warm)
+
+
 def test_the_engines_own_paths_answer_the_probes() -> None:
     frontdoor = pytest.importorskip("engine.frontdoor.app")
     text = Path(frontdoor.__file__).read_text(encoding="utf-8")
@@ -103,6 +117,35 @@ def test_secrets_are_named_and_never_written(objects: list[dict[str, Any]], pod:
     assert not of_kind(objects, "Secret")
     (secret,) = [volume for volume in pod["volumes"] if volume["name"] == "token-secret"]
     assert secret["secret"]["secretName"] == "diffplan-tokens"
+
+
+def test_the_stores_token_is_a_mounted_secret_that_the_loaders_read() -> None:
+    from planner.export.cluster import Store
+
+    store = Store(url="https://models.example.com/v1", token_secret="model-store")  # noqa: S106 - a Secret's name
+    made = objects_of(decoupled(4, 2), CLUSTER.model_copy(update={"store": store}))
+    assert not of_kind(made, "Secret")
+    spec = of_kind(made, "Deployment")[0]["spec"]["template"]["spec"]
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "store-token"]
+    assert volume["secret"]["secretName"] == "model-store"
+    assert volume["secret"]["defaultMode"] & 0o007 == 0  # the loader refuses a token that everybody can read
+    engine = spec["containers"][0]
+    (mount,) = [mount for mount in engine["volumeMounts"] if mount["name"] == "store-token"]
+    assert f"loader_token_file={mount['mountPath']}/token" in engine["args"]
+    assert "subPath" not in mount  # or a replaced Secret would not arrive
+
+
+def test_an_http_store_is_said_not_to_give_checkpoints() -> None:
+    from planner.export.cluster import Store
+
+    catalogue = Catalogue({
+        "sdxl-base": CatalogueEntry("sdxl-base", "base", file="checkpoints/base"),
+        "canny": CatalogueEntry("canny", "controlnet", file="seed:1"),
+    })  # fmt: skip
+    over_http = CLUSTER.model_copy(update={"store": Store(url="https://models.example.com")})
+    for cluster, is_said in ((over_http, True), (CLUSTER, False)):
+        notes = export_texts(source_of(decoupled(4, 2)), ("kubernetes",), cluster, catalogue).notes
+        assert any("gives LoRAs only, and 1 checkpoints" in note for note in notes) is is_said
 
 
 def test_pods_roll_when_what_they_run_changes_and_not_when_a_plan_is_made_again() -> None:
@@ -203,6 +246,11 @@ def test_two_objects_of_one_name_and_a_service_without_pods_are_found(objects: l
     [
         ("image: a:1\nstore: {}\n", "needs either 'url' or 'volume_claim'"),
         ("image: a:1\nstore: {url: 'ftp://x'}\n", "store.url"),
+        ("image: a:1\nstore: {url: 'http://x', token_secret: s}\n", "would send its token unencrypted"),
+        ("image: a:1\nstore: {volume_claim: m, token_secret: s}\n", "has a 'token_secret' and no 'url'"),
+        ("image: a:1\nstore: {volume_claim: m}\nbalancer: {image: 'a b'}\n", "balancer.image"),
+        ("image: a:1\nstore: {volume_claim: m}\nbalancer: {image: a, cluster_domain: 'x y'}\n", "cluster_domain"),
+        ("image: a:1\nstore: {volume_claim: m}\nwarm: ['large']\n", "warm"),
         ("image: 'a b'\nstore: {volume_claim: m}\n", "image"),
         ("image: a:1\nstore: {volume_claim: m}\nnamespace: Not_A_Label\n", "namespace"),
         ("image: a:1\nstore: {volume_claim: m}\ngpus_per_node: 0\n", "gpus_per_node"),

@@ -90,6 +90,8 @@ def test_a_summary_of_a_newer_schema_or_half_written_gets_a_sentence(plan: Path,
 
 def test_a_proposal_for_more_traffic_is_a_plan_with_its_difference(tmp_path: Path) -> None:
     scenario, folder = load_scenario("sample:small")
+    fewer = scenario.simulation.model_copy(update={"replications": 2})
+    scenario = scenario.model_copy(update={"topologies": ("colocated",), "simulation": fewer})  # it plans twice
     held = tmp_path / "held"
     write_plan(make_plan(scenario, folder, jobs=1), scenario, folder, held)
     frame = read_table(held / "requests.parquet", REQUEST_RECORD_COLUMNS)
