@@ -7,6 +7,8 @@ from typing import Final
 
 import plotly.graph_objects as go
 
+from dashboards.elements import plain_layout
+from dashboards.words import say
 from planner.explain import usd
 from planner.plan_record import Estimate, PlanRecord, TopologyRow, WaterfallRecord
 
@@ -28,18 +30,13 @@ SYMBOLS: Final = {
 SAVES: Final = "#0072B2"
 COSTS: Final = "#D55E00"
 TOTAL: Final = "#8A8A8A"
-QUANTILES: Final = (
-    (0.5, "p50", "Median latency"),
-    (0.95, "p95", "95th percentile latency"),
-    (0.99, "p99", "99th percentile latency"),
-)
-HEIGHT_PX: Final = 380
+QUANTILES: Final = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
 
 
 def promised_quantile(attainment_ratio: float) -> tuple[str, str]:
     """Short and long name of the recorded percentile that lies closest to the promised share."""
-    _, short, long = min(QUANTILES, key=lambda item: abs(item[0] - attainment_ratio))
-    return short, long
+    _, short = min(QUANTILES, key=lambda item: abs(item[0] - attainment_ratio))
+    return short, say(f"quantile.{short}")
 
 
 def latency_of(row: TopologyRow, short: str) -> Estimate:
@@ -66,33 +63,37 @@ def cost_against_latency(plan: PlanRecord) -> go.Figure:
         colour = COLOURS[row.topology]
         keeps = row.verdict == "meets_slo"
         symbol = SYMBOLS[row.topology] + ("" if keeps else "-open")
-        words = f"{row.topology}{'' if keeps else ' (misses the promise)'}"
+        words = f"{row.topology}{'' if keeps else say('chart.misses')}"
         figure.add_trace(
             go.Scatter(
-                x=[latency.mean], y=[cost.mean], name=f"{words}, {row.n_gpus} GPUs", mode="markers",
+                x=[latency.mean], y=[cost.mean], name=say("chart.gpus", name=words, n=row.n_gpus), mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 18 if row.topology == plan.recommended else 13, "line": {"width": 2, "color": colour}},
                 error_x=_error(latency, colour), error_y=_error(cost, colour),
-                hovertemplate=f"{words}<br>{short} %{{x:.2f}} s<br>$%{{y:.2f}} per 1000 images<extra></extra>",
+                hovertemplate=f"{words}<br>{short} %{{x:.2f}} s<br>$%{{y:.2f}} / 1000<extra></extra>",
             )
         )  # fmt: skip
     figure.add_vline(x=plan.slo_latency_s, line={"dash": "dash", "width": 2, "color": COSTS})
     figure.add_annotation(
-        text=f"promise {plan.slo_latency_s:g} s", x=plan.slo_latency_s, y=1, yref="paper", yanchor="bottom", xanchor="right",
+        text=say("chart.promise", latency=f"{plan.slo_latency_s:g}"), x=plan.slo_latency_s, y=1, yref="paper", yanchor="bottom", xanchor="right",
         showarrow=False, font={"color": COSTS},
     )  # fmt: skip
-    figure.update_xaxes(title=f"{long} (s)", rangemode="tozero", zeroline=False)
-    figure.update_yaxes(title="USD per 1000 images in time", rangemode="tozero", tickprefix="$", zeroline=False)
-    return _plain(figure)
+    figure.update_xaxes(title=say("chart.latency_axis", quantile=long), rangemode="tozero", zeroline=False)
+    figure.update_yaxes(title=say("chart.usd_1000"), rangemode="tozero", tickprefix="$", zeroline=False)
+    return plain_layout(figure)
 
 
 def cost_against_latency_words(plan: PlanRecord) -> str:
     """The chart for people who cannot see it."""
     short, long = promised_quantile(plan.slo_attainment_ratio)
     points = [
-        f"{row.topology} at {latency_of(row, short).mean:.2f} seconds and {row.cost_usd_per_1000_images.mean:.2f} dollars"
+        say(
+            "chart.point_words", name=row.topology, latency=f"{latency_of(row, short).mean:.2f}", cost=f"{row.cost_usd_per_1000_images.mean:.2f}"
+        )
         for row in drawn_rows(plan)
-    ]
-    return f"Cost per 1000 images against {long.lower()}: {'; '.join(points)}. The promise is {plan.slo_latency_s:g} seconds."
+    ]  # fmt: skip
+    return say(
+        "chart.cost_against_latency.words", quantile=long.lower(), points="; ".join(points), promise=f"{plan.slo_latency_s:g}"
+    )  # fmt: skip
 
 
 def waterfall(record: WaterfallRecord) -> go.Figure:
@@ -107,7 +108,7 @@ def waterfall(record: WaterfallRecord) -> go.Figure:
             bars.append((step.topology, "relative", more_usd))
         else:
             if more_usd:  # the recommendation is none of the steps before
-                bars.append(("last step", "relative", more_usd))
+                bars.append((say("chart.last_step"), "relative", more_usd))
             bars.append((step.topology, "total", cost_usd))
     texts = [_signed(value) if measure == "relative" else usd(value) for _, measure, value in bars]
     figure = go.Figure(
@@ -119,8 +120,8 @@ def waterfall(record: WaterfallRecord) -> go.Figure:
         )
     )  # fmt: skip
     figure.update_xaxes(tickangle=0)  # slanted labels are cut off on a phone
-    figure.update_yaxes(title="USD a month", tickprefix="$", rangemode="tozero")
-    return _plain(figure)
+    figure.update_yaxes(title=say("chart.usd_month"), tickprefix="$", rangemode="tozero")
+    return plain_layout(figure)
 
 
 def waterfall_words(record: WaterfallRecord) -> str:
@@ -130,7 +131,7 @@ def waterfall_words(record: WaterfallRecord) -> str:
         for step in record.steps
         if step.cost_usd_per_month is not None
     ]
-    return f"Monthly cost step by step: {', '.join(parts)}; saved in all {usd(record.saving_usd_per_month)}."
+    return say("chart.waterfall.words", steps=", ".join(parts), saved=usd(record.saving_usd_per_month))
 
 
 def unpriced_steps(record: WaterfallRecord) -> Sequence[tuple[str, str]]:
@@ -140,7 +141,7 @@ def unpriced_steps(record: WaterfallRecord) -> Sequence[tuple[str, str]]:
 
 def _tick(name: str) -> str:
     """A label that stands upright under its bar on a phone."""
-    return name.replace("_", "<br>").replace("last step", "last<br>step").replace("recommendation", "recom-<br>mended")
+    return say("chart.recommendation") if name == "recommendation" else name.replace("_", "<br>")
 
 
 def _signed(value_usd: float) -> str:
@@ -156,13 +157,3 @@ def _error(estimate: Estimate, colour: str) -> dict[str, object] | None:
         "type": "data", "symmetric": False, "array": [estimate.high - estimate.mean], "arrayminus": [minus], "color": colour, "thickness": 1.5,
         "width": 5,
     }  # fmt: skip
-
-
-def _plain(figure: go.Figure) -> go.Figure:
-    figure.update_layout(
-        height=HEIGHT_PX,
-        margin={"l": 10, "r": 10, "t": 32, "b": 10},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0, "xanchor": "left"},
-        dragmode=False,
-    )
-    return figure

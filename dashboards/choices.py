@@ -11,9 +11,10 @@ import streamlit as st
 
 from calibrate.profile import LatencyProfile
 from calibrate.profile_file import load_profile, shipped_profiles
-from dashboards import uploads
+from dashboards import link, uploads
 from dashboards.plain_text import escaped
 from dashboards.settings import UPLOAD, Settings
+from dashboards.words import say
 from planner.prices import Price, age_warning, find_price, shipped_tables
 from planner.scenario import SAMPLE_PREFIX, Scenario, load_scenario, resolve, to_yaml
 from planner.strict_yaml import parse_strict
@@ -24,7 +25,6 @@ LATENCY_S_MAX: Final = 86_400.0
 PRICE_MAX: Final = 10_000.0
 NUMBERS: Final = {"factor": FACTOR_MAX, "slo": LATENCY_S_MAX, "attainment": 100.0, "price": PRICE_MAX}
 """Fields of the address that hold a number, each from 0 to its bound; the scenario's own declaration judges them further."""
-_LINK: Final = "_link"
 
 
 class UnansweredError(Exception):
@@ -56,82 +56,41 @@ def ask(settings: Settings) -> Choices:
         InputError: what is chosen cannot be planned; the fields stay, so that it can be repaired.
         UnansweredError: a file is still to be chosen.
     """
-    _take_link()
     with st.sidebar:
-        st.header("Question", anchor=False)
+        st.header(say("side.question"), anchor=False)
         scenario, brings_trace = _ask_scenario(settings)
         profile_name, profile = _ask_profile(settings, scenario)
         folder = uploads.session_folder()
-        st.subheader("What if", anchor=False)
+        st.subheader(say("side.what_if"), anchor=False)
         values = {"factor": scenario.traffic.scale_factor, "slo": scenario.slo.latency_s}
         values["attainment"] = round(100 * scenario.slo.attainment_ratio, 6)
         _start_at(_Defaults(f"{st.session_state['scenario']} {to_yaml(scenario)}", values))
-        factor = _number(
-            "factor",
-            "Traffic (times the trace)",
-            1.0,
-            "Copies of the trace, shifted in time and put on top of each other.",
-        )
-        latency_s = _number("slo", "Promised latency (s)", 1.0, "From arrival to image, waiting included.")
-        attainment = _number(
-            "attainment",
-            "Requests within it (%)",
-            0.5,
-            "Share of all offered requests; rejected ones count against it.",
-        )
+        factor = _number("factor", 1.0)
+        latency_s = _number("slo", 1.0)
+        attainment = _number("attainment", 0.5)
         price = _ask_price(scenario, profile, folder)
         _put_link(brings_trace)
     if factor is None or latency_s is None or attainment is None:
-        raise one_problem("What if", "a field is empty", "a number in each", "Fill it in at the sidebar")
+        raise one_problem("Question", "a field is empty", "a number in each", "Fill it in at the sidebar")
     question = _changed(scenario, profile_name, factor, latency_s, round(attainment / 100, 8), price)
     return Choices(question, folder, profile, price)
-
-
-def _take_link() -> None:
-    """Reads the address once a session. What it says that cannot be used is named, not obeyed."""
-    if _LINK in st.session_state:
-        return
-    link: dict[str, Any] = {}
-    ignored = []
-    for key, text in st.query_params.to_dict().items():
-        if key in ("scenario", "profile"):
-            link[key] = text
-        elif key in NUMBERS:
-            try:
-                value = float(text)
-            except ValueError:
-                value = -1.0
-            if 0 <= value <= NUMBERS[key]:  # also false for nan
-                link[key] = value
-            else:
-                ignored.append(f"{key}={text[:40]}")
-    st.session_state[_LINK] = link
-    st.session_state["_link_ignored"] = ignored
 
 
 def _put_link(brings_trace: bool) -> None:
     state = st.session_state
     has_upload = UPLOAD in (state["scenario"], state["profile"]) or brings_trace
-    link = {key: f"{state[key]:.12g}" for key in NUMBERS if state.get(key) is not None}
-    link |= {key: state[key] for key in ("scenario", "profile") if state[key] != UPLOAD}
-    if st.query_params.to_dict() != link:
-        st.query_params.from_dict(link)
-    st.caption(
-        "The address of this page repeats these choices, except for the uploaded files, which it cannot carry."
-        if has_upload
-        else "The address of this page repeats these choices."
-    )
+    link.put(**{key: state[key] for key in ("scenario", "profile") if state[key] != UPLOAD})
+    link.put(**{key: state.get(key) for key in NUMBERS})
+    st.caption(say("side.link.uploads" if has_upload else "side.link"))
 
 
 def _choose(key: str, label: str, options: list[str], preferred: str, help_text: str) -> str:
     """A select box that starts at the link's choice, then at ``preferred``."""
     if key not in st.session_state:
-        wanted = st.session_state[_LINK].pop(key, None)
-        if wanted is not None and wanted not in options:
-            st.session_state["_link_ignored"].append(f"{key}={wanted[:40]}")
+        wanted = link.choice(key, options)
         starts = [name for name in (wanted, preferred) if name in options]
         st.session_state[key] = starts[0] if starts else options[0]
-    words = {UPLOAD: "A file of my own…"}
+    words = {UPLOAD: say("side.own_file")}
     chosen: str = st.selectbox(
         label, options, key=key, format_func=lambda name: words.get(name, name), help=help_text, persist_state="session"
     )
@@ -140,22 +99,22 @@ def _choose(key: str, label: str, options: list[str], preferred: str, help_text:
 
 def _ask_scenario(settings: Settings) -> tuple[Scenario, bool]:
     files = settings.scenario_files()
-    chosen = _choose(
-        "scenario", "Scenario", [*files, UPLOAD], "", "The traffic, the promise and the limits of the search."
-    )
+    chosen = _choose("scenario", say("side.scenario"), [*files, UPLOAD], "", say("side.scenario.help"))
     upload = None
     if chosen == UPLOAD:
-        limit = f"YAML, at most {uploads.SCENARIO_BYTES_MAX // 2**20} MiB."
-        upload = st.file_uploader("Scenario file", ["yaml", "yml"], key="scenario_file", help=limit, max_upload_size=1)
-    with st.expander("Traffic of my own (optional)"):
+        limit = say("side.scenario_file.help", mib=uploads.SCENARIO_BYTES_MAX // 2**20)
+        upload = st.file_uploader(
+            say("side.scenario_file"), ["yaml", "yml"], key="scenario_file", help=limit, max_upload_size=1
+        )
+    with st.expander(say("side.own_traffic")):
         limits = uploads.TRACE_LIMITS
         trace_upload = st.file_uploader(
-            "Trace file", ["parquet", "csv", "jsonl"], key="trace_file", max_upload_size=limits.file_bytes // 2**20,
-            help=f"At most {limits.file_bytes // 2**20} MiB and {limits.rows:,} requests. Kept until this page is closed.",
+            say("side.trace_file"), ["parquet", "csv", "jsonl"], key="trace_file", max_upload_size=limits.file_bytes // 2**20,
+            help=say("side.trace_file.help", mib=limits.file_bytes // 2**20, rows=f"{limits.rows:,}"),
         )  # fmt: skip
     if chosen == UPLOAD:
         if upload is None:
-            raise UnansweredError("Choose a scenario file in the sidebar, or one of the shipped scenarios.")
+            raise UnansweredError(say("side.choose_scenario"))
         scenario = uploads.scenario_of(upload, brings_trace=trace_upload is not None)
     else:
         scenario = anchored(*load_scenario(str(files[chosen])))
@@ -185,22 +144,22 @@ def _ask_profile(settings: Settings, scenario: Scenario) -> tuple[str, LatencyPr
     """The profile, and the name under which the scenario finds it from the session's folder."""
     files = settings.profile_files()
     preferred = next((name for name, path in files.items() if scenario.profile.name in (name, str(path))), "")
-    chosen = _choose(
-        "profile", "Profile", [*files, UPLOAD], preferred, "Measured latencies of an engine on a kind of GPU."
-    )
+    chosen = _choose("profile", say("side.profile"), [*files, UPLOAD], preferred, say("side.profile.help"))
     if chosen != UPLOAD:
         if chosen in shipped_profiles():
             return chosen, load_profile(chosen)
         return str(files[chosen]), load_profile(str(files[chosen]))
-    limit = f"Written by 'diffplan calibrate fit'; at most {uploads.PROFILE_BYTES_MAX // 2**20} MiB."
+    limit = say("side.profile_file.help", mib=uploads.PROFILE_BYTES_MAX // 2**20)
     upload = st.file_uploader(
-        "Profile file", ["json"], key="profile_file", help=limit, max_upload_size=uploads.PROFILE_BYTES_MAX // 2**20
+        say("side.profile_file"),
+        ["json"],
+        key="profile_file",
+        help=limit,
+        max_upload_size=uploads.PROFILE_BYTES_MAX // 2**20,
     )
     if upload is None:
-        none = "" if files else "This installation ships no measured profile. "
-        raise UnansweredError(
-            f"{none}Choose a profile file (written by 'diffplan calibrate fit') in the sidebar, or start the dashboard with --profile FILE."
-        )
+        none = "" if files else say("side.no_profile")
+        raise UnansweredError(none + say("side.choose_profile"))
     return uploads.keep_profile(upload, uploads.session_folder())
 
 
@@ -210,14 +169,15 @@ def _start_at(defaults: _Defaults) -> None:
     is_other = state.get("_defaults_of") != defaults.identity
     for key, value in defaults.values.items():
         if is_other or key not in state:
-            state[key] = state[_LINK].pop(key, value)
+            said = link.number(key, 0.0, NUMBERS[key])
+            state[key] = value if said is None else said
     state["_defaults_of"] = defaults.identity
 
 
-def _number(key: str, label: str, step: float, help_text: str) -> float | None:
+def _number(key: str, step: float) -> float | None:
     value = st.number_input(
-        label, value=None, min_value=0.0, max_value=NUMBERS[key], step=step, format="%.10g", key=key, help=help_text,
-        persist_state="session",
+        say(f"side.{key}"), value=None, min_value=0.0, max_value=NUMBERS[key], step=step, format="%.10g", key=key,
+        help=say(f"side.{key}.help"), persist_state="session",
     )  # fmt: skip
     return None if value is None else float(value)
 
@@ -238,23 +198,32 @@ def _ask_price(scenario: Scenario, profile: LatencyProfile, folder: Path) -> Pri
     )
     identity = f"{st.session_state['_defaults_of']} {profile.gpu_kind}"
     if st.session_state.get("_price_of") != identity or "price" not in st.session_state:
-        st.session_state["price"] = st.session_state[_LINK].pop("price", start)
+        said = link.number("price", 0.0, PRICE_MAX)
+        st.session_state["price"] = start if said is None else said
         st.session_state["_price_of"] = identity
     given = st.number_input(
-        "GPU price (USD per GPU-hour)", value=None, min_value=0.0, max_value=PRICE_MAX, step=0.1, format="%.2f", key="price", persist_state="session",
-        placeholder="not known", help="Starts at the price table's quote; your own contract's price goes here.",
+        say("side.price"), value=None, min_value=0.0, max_value=PRICE_MAX, step=0.1, format="%.2f", key="price", persist_state="session",
+        placeholder=say("side.price.unknown"), help=say("side.price.help"),
     )  # fmt: skip
     if given is None:
         raise unlisted or one_problem("GPU price", "is empty", "a price in USD per GPU-hour", "Give it in the sidebar")
     if listed is not None and given == listed.price_usd_per_gpu_hour:
         st.caption(
-            f"{wanted.purchase.replace('_', ' ')} quote for {escaped(profile.gpu_kind)} of {escaped(listed.as_of)}"
+            escaped(
+                say(
+                    "side.price.quote",
+                    purchase=wanted.purchase.replace("_", " "),
+                    gpu=profile.gpu_kind,
+                    date=listed.as_of,
+                )
+            )
         )
         stale = age_warning(listed, datetime.date.today())
         if stale:
             st.warning(escaped(stale))
         return listed
-    st.caption("Your price" + (f"; the table's quote is ${listed.price_usd_per_gpu_hour:.2f}" if listed else ""))
+    beside = say("side.price.listed", price=f"{listed.price_usd_per_gpu_hour:.2f}") if listed else ""
+    st.caption(escaped(say("side.price.own") + beside))
     return find_price(table, profile.gpu_kind, wanted.purchase, float(given))
 
 

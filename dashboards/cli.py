@@ -73,7 +73,7 @@ def server_arguments(host: str, port: int) -> list[str]:
         "theme.light.primaryColor": "#0072B2",
         "theme.dark.primaryColor": "#56B4E9",
     }
-    arguments = ["run", str(Path(__file__).with_name("app.py"))]
+    arguments = ["run", str(Path(__file__).with_name("entry") / "app.py")]
     arguments += [f"--{name}={value}" for name, value in flags.items()]
     if _is_loopback(host):  # a page elsewhere that points its own name at 127.0.0.1 (DNS rebinding) is turned away
         arguments += [f"--server.allowedHosts={name}" for name in dict.fromkeys(("localhost", "127.0.0.1", host))]

@@ -1,4 +1,4 @@
-"""Has a plan computed outside the server, one at a time, bounded in work and time, and remembers the latest ones."""
+"""Has plans and diagnoses computed outside the server, one at a time, bounded in work and time, and remembers the latest ones."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from calibrate.profile_file import shipped_profiles
 from dashboards import plan_process
@@ -31,9 +31,10 @@ from traces.trace import Trace
 REQUESTS_MAX: Final = 5_000_000
 """Requests after scaling. GenTD26 ×100, 2.7 million before its busiest day is cut out, peaks at 2.9 GiB (benchmarks/results)."""
 MINUTES_MAX: Final = 30
-PLANS_KEPT: Final = 16
+PLANS_KEPT: Final = 8
 POLL_S: Final = 0.25
 STDERR_SHOWN_BYTES: Final = 20_000
+T = TypeVar("T")
 Waiting = Callable[[str, float], None]
 """Told what is being done and for how many seconds already; may raise to give up, which stops the computation."""
 
@@ -52,6 +53,10 @@ class Plan:
 
     record: PlanRecord
     files: dict[str, bytes]
+    """``plan.json``, ``report.html``, ``report.md``, ``scenario.yaml``; with a recommendation ``allocation.json``; and, unless it is too
+    long, its first repetition: ``requests.parquet``, ``workers.parquet``."""
+    scenario: Scenario
+    """The question it answers; names of uploaded files in it mean something in the folder of the session that asked."""
 
 
 @dataclass(slots=True)
@@ -114,25 +119,62 @@ def compute(store: Store, key: str, scenario: Scenario, folder: Path, jobs: int,
         RefusedError: the question cannot be used.
         BrokenError: the computation crashed, was killed, or took longer than ``MINUTES_MAX``.
     """
-    started_s = time.monotonic()
-    while not store.turn.acquire(timeout=POLL_S):
-        waiting("waiting for another plan of this server to finish", time.monotonic() - started_s)
-    try:
+    with turn(store, waiting):
         plan = store.get(key)  # whoever had the turn before may have asked the same
         if plan is None:
             plan = _compute(scenario, folder, jobs, waiting)
             store.put(key, plan)
         return plan
+
+
+@contextlib.contextmanager
+def turn(store: Store, waiting: Waiting) -> Iterator[None]:
+    """One computation at a time for the whole server."""
+    started_s = time.monotonic()
+    while not store.turn.acquire(timeout=POLL_S):
+        waiting("waiting for another plan of this server to finish", time.monotonic() - started_s)
+    try:
+        yield
     finally:
         store.turn.release()
 
 
+def compute_diagnosis(
+    store: Store, scenario: Scenario, folder: Path, topology: str, n_gpus: int, jobs: int, waiting: Waiting
+) -> dict[str, Any]:
+    """Where time and money of a present service go, as ``diffplan diagnose --json`` says it; raises like :func:`compute`.
+
+    Args:
+        n_gpus: base replicas that serve today; 0 for the fewest that keep the promise.
+    """
+    options = ["--jobs", str(jobs), "--topology", topology, "--replicas", str(n_gpus)]
+
+    def read(out: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((out / "diagnosis.json").read_text(encoding="utf-8"))
+        return found
+
+    with turn(store, waiting):
+        return in_process("dashboards.diagnose_process", options, scenario, folder, waiting, read)
+
+
 def _compute(scenario: Scenario, folder: Path, jobs: int, waiting: Waiting) -> Plan:
+    def read(out: Path) -> Plan:
+        files = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+        files["scenario.yaml"] = to_yaml(scenario).encode()
+        return Plan(read_plan(out), files, scenario)
+
+    return in_process("dashboards.plan_process", ["--jobs", str(jobs)], scenario, folder, waiting, read)
+
+
+def in_process(
+    module: str, options: Sequence[str], scenario: Scenario, folder: Path, waiting: Waiting, read: Callable[[Path], T]
+) -> T:
+    """Runs one of our modules on a scenario in a process of its own and reads what it wrote."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="plan-") as place, tempfile.TemporaryFile() as stderr:
         question = folder / f"{Path(place).name}.yaml"  # beside the uploads, whose names are relative to it
         question.write_text(to_yaml(scenario), encoding="utf-8")
         out = Path(place)
-        command = [sys.executable, "-P", "-m", "dashboards.plan_process", str(question), str(out), "--jobs", str(jobs)]
+        command = [sys.executable, "-P", "-m", module, str(question), str(out), *options]
         # two threads of a BLAS in each of several processes would fight for the same cores
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(  # noqa: S603  our own module, no shell
@@ -151,9 +193,7 @@ def _compute(scenario: Scenario, folder: Path, jobs: int, waiting: Waiting) -> P
             stderr.seek(max(0, stderr.tell() - STDERR_SHOWN_BYTES))
             sys.stderr.write(stderr.read().decode("utf-8", "replace"))
             raise BrokenError(_words_of(process.returncode))
-        files = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
-        files["scenario.yaml"] = to_yaml(scenario).encode()
-        return Plan(read_plan(out), files)
+        return read(out)
 
 
 def _follow(process: subprocess.Popen[str], waiting: Waiting) -> str:

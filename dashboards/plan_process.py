@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 REFUSED: Final = 2
+RECORDS_MAX: Final = 400_000
+"""Requests of a run whose records are kept for the page, about 30 bytes each; a longer run's are left to ``diffplan plan``."""
 
 
 def main() -> int:
@@ -26,11 +28,11 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
-    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    threading.Thread(target=end_with_the_server, daemon=True).start()
     # imported here so that the watch above is on before seconds of imports
     from engine.allocation import to_json as allocation_json
-    from planner import report
     from planner.files import make_folder, write_texts
+    from planner.plan_files import report_texts, write_logs
     from planner.plan_record import to_json
     from planner.plan_run import make_plan
     from planner.scenario import load_scenario
@@ -38,28 +40,28 @@ def main() -> int:
 
     try:
         scenario, folder = load_scenario(str(arguments.question))
-        _say("progress", "reading traffic and profile")
-        result = make_plan(scenario, folder, jobs=arguments.jobs, progress=lambda text: _say("progress", text))
-        texts = {
-            "plan.json": to_json(result.record),
-            "report.html": report.html(result.record),
-            "report.md": report.markdown(result.record),
-        }
+        say("progress", "reading traffic and profile")
+        result = make_plan(scenario, folder, jobs=arguments.jobs, progress=lambda text: say("progress", text))
+        texts = {"plan.json": to_json(result.record), **report_texts(result, scenario, folder)}
         if result.allocation is not None:
             texts["allocation.json"] = allocation_json(result.allocation)
         write_texts(make_folder(arguments.out), texts)
+        if result.run is not None and len(result.run.result.requests) <= RECORDS_MAX:
+            write_logs(result.run, arguments.out)
     except InputError as error:
-        _say("refused", str(error))
+        say("refused", str(error))
         return REFUSED
     return 0
 
 
-def _say(kind: str, text: Any) -> None:
+def say(kind: str, text: Any) -> None:
+    """Tells the server one thing."""
     sys.stdout.write(json.dumps({kind: text}) + "\n")
     sys.stdout.flush()
 
 
-def _end_with_the_server() -> None:
+def end_with_the_server() -> None:
+    """Waits for the server to go, then ends this process and everything it started."""
     os.read(sys.stdin.fileno(), 1)  # nothing is ever written there: this returns when the other end is closed
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)

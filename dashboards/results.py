@@ -1,4 +1,7 @@
-"""Draws a finished plan: the answer, its figures, the evidence, and the files to take away."""
+"""Draws a finished plan: the answer, its figures, the evidence, and the files to take away.
+
+Sentences that the planner wrote into the plan are English in every language of the page: they are the plan's own words.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import streamlit as st
 
 from calibrate.profile import GRADES
 from dashboards import charts
+from dashboards.elements import draw_chart, draw_csv, draw_grades
 from dashboards.plain_text import NONE, escaped, interval, percent, rounded, rounded_seconds
 from dashboards.plan_job import Plan
+from dashboards.words import language, say
 from planner.explain import usd
 from planner.plan_record import PlanRecord, TopologyRow
-from planner.report import VERDICT_WORDS, count_words, money_words, seconds_words, share_words
+from planner.report import count_words, money_words, seconds_words, share_words
+from planner.report_words import PROFILE_NOTE
 
 MIMES: Final = {
     "plan.json": "application/json",
@@ -22,60 +28,72 @@ MIMES: Final = {
     "report.md": "text/markdown",
     "scenario.yaml": "application/yaml",
 }
-CHART: Final = {"displayModeBar": False, "scrollZoom": False}
+"""Files that are offered beside the plan; the records of its run are on the page Export."""
 
 
 def draw(plan: Plan) -> None:
     """The whole plan."""
     record = plan.record
     if record.recommended is not None:
-        st.success(escaped(record.sentence), icon=":material/check_circle:")
-        _draw_figures(record, record.row(record.recommended))
+        _draw_answer(record, record.row(record.recommended))
     else:
         _draw_infeasible(record)
     _draw_charts(record)
-    st.subheader("Topologies side by side", anchor=False)
-    st.table(_side_by_side(record), alt="Figures of each topology")
+    st.subheader(say("plan.side_by_side"), anchor=False)
+    table = _side_by_side(record)
+    st.table(table, alt=say("plan.side_by_side.alt"))
+    draw_csv(_plain(table), "topologies.csv")
     if charts.drawn_rows(record):
-        st.caption(
-            f"Means of {record.n_replications} repetitions with {100 * record.confidence:g} % intervals. “Without add-ons” are requests that use "
-            "neither a ControlNet nor a LoRA."
-        )
+        st.caption(say("plan.side_by_side.note", n=record.n_replications, confidence=f"{100 * record.confidence:g}"))
     for row in record.topologies:
         if row.verdict != "meets_slo":
             st.text(f"{row.topology}: {row.why}")
     if record.recommended is not None:
         _draw_allocation(record, record.row(record.recommended))
+    _draw_sureness(record)
     _draw_grades(record)
     _draw_background(record)
     draw_files(plan.files)
 
 
+def _draw_answer(record: PlanRecord, row: TopologyRow) -> None:
+    if language() == "ja":  # the plan's own sentence is English; this one says the same in its figures
+        st.success(
+            escaped(
+                say(
+                    "plan.answer", topology=row.topology, n=row.n_gpus, share=f"{100 * record.slo_attainment_ratio:g}", latency=f"{record.slo_latency_s:g}",
+                    cost=usd(row.cost_usd_per_month),
+                )
+            ),
+            icon=":material/check_circle:",
+        )  # fmt: skip
+        st.text(record.sentence)
+    else:
+        st.success(escaped(record.sentence), icon=":material/check_circle:")
+    _draw_figures(record, row)
+    draw_grades(row.grades.values(), say("plan.these_figures"))
+
+
 def _draw_figures(record: PlanRecord, row: TopologyRow) -> None:
-    short, long = charts.promised_quantile(record.slo_attainment_ratio)
+    short, _ = charts.promised_quantile(record.slo_attainment_ratio)
     latency, cost, share = charts.latency_of(row, short), row.cost_usd_per_1000_images, row.slo_attainment_ratio
     shares = share.model_copy(update={"low": _hundred(share.low), "high": _hundred(share.high)})
     figures = (
+        ("GPUs", count_words(row.n_gpus), say("plan.busy_gpus", n=rounded(row.mean_load_gpus)), say("plan.gpus.help")),
         (
-            "GPUs",
-            count_words(row.n_gpus),
-            f"{rounded(row.mean_load_gpus)} busy on average",
-            "Mean load of the bare work.",
-        ),
-        (
-            "Cost a month",
+            say("plan.cost"),
             usd(row.cost_usd_per_month),
             None,
-            f"{record.ids.hours_per_month:g} hours, idle GPUs included.",
+            say("plan.cost.help", hours=f"{record.ids.hours_per_month:g}"),
         ),
+        (say("plan.per_1000"), money_words(cost), interval(cost, "${:,.2f}"), say("plan.per_1000.help")),
         (
-            "Per 1000 images",
-            money_words(cost),
-            interval(cost, "${:,.2f}"),
-            "Total cost over images within the promise.",
+            say("plan.latency", quantile=short),
+            rounded_seconds(latency),
+            interval(latency, "{:.2f}"),
+            say("plan.latency.help", quantile=say(f"quantile.{short}")),
         ),
-        (f"{short} latency", rounded_seconds(latency), interval(latency, "{:.2f}"), f"{long}, waiting included."),
-        ("Requests in time", percent(share.mean, 2), interval(shares, "{:.2f}"), "Share of all offered requests."),
+        (say("plan.in_time"), percent(share.mean, 2), interval(shares, "{:.2f}"), say("plan.in_time.help")),
     )
     for column, (label, value, below, words) in zip(st.columns(5), figures, strict=True):
         column.metric(label, _label(value), _label(below), delta_color="off", delta_arrow="off", help=words)
@@ -91,64 +109,58 @@ def _label(text: str | None) -> str | None:
 
 
 def _draw_infeasible(record: PlanRecord) -> None:
-    st.error("No allocation keeps this promise.", icon=":material/block:")
+    st.error(say("plan.infeasible"), icon=":material/block:")
     if record.infeasible is None:
         st.text(record.sentence)
         return
     found = record.infeasible
-    for title, text in (("What binds", found.binds), ("Why", found.why), ("Nearest plan that would do", found.nearest)):
-        st.markdown(f"**{title}**")
+    for key, text in (("plan.binds", found.binds), ("plan.why", found.why), ("plan.nearest", found.nearest)):
+        st.markdown(f"**{say(key)}**")
         st.text(text)
     if found.nearest_n_gpus is not None:
         columns = st.columns(2)
-        columns[0].metric("GPUs of the nearest plan", count_words(found.nearest_n_gpus))
-        columns[1].metric("Its cost a month", _label(usd(found.nearest_cost_usd_per_month)))
+        columns[0].metric(say("plan.nearest_gpus"), count_words(found.nearest_n_gpus))
+        columns[1].metric(say("plan.nearest_cost"), _label(usd(found.nearest_cost_usd_per_month)))
 
 
 def _draw_charts(record: PlanRecord) -> None:
     if charts.drawn_rows(record):
-        st.subheader("Cost against latency", anchor=False)
+        st.subheader(say("plan.cost_against_latency"), anchor=False)
         words = charts.cost_against_latency_words(record)
-        st.plotly_chart(charts.cost_against_latency(record), config=CHART, key="cost_against_latency", alt=words)
-        st.caption(
-            "Down and left is better. Bars are intervals; hollow points miss the promise; the large point is recommended."
-        )
+        draw_chart(charts.cost_against_latency(record), words, "cost_against_latency")
+        st.caption(say("plan.cost_against_latency.note"))
     if record.waterfall is None:
         return
-    st.subheader("Where the saving comes from", anchor=False)
+    st.subheader(say("plan.waterfall"), anchor=False)
     missing = charts.unpriced_steps(record.waterfall)
     if len(record.waterfall.steps) - len(missing) < 2:
-        st.text("Only the recommended topology keeps the promise: there is nothing to compare it with.")
+        st.text(say("plan.waterfall.alone"))
         return
-    words = charts.waterfall_words(record.waterfall)
-    st.plotly_chart(charts.waterfall(record.waterfall), config=CHART, key="waterfall", alt=words)
-    st.caption(
-        "Each step is priced against the one before, so that what compiling and kernels save is not credited to decoupling."
-    )
+    draw_chart(charts.waterfall(record.waterfall), charts.waterfall_words(record.waterfall), "waterfall")
+    st.caption(say("plan.waterfall.note"))
     if missing:
-        st.text(f"No bar for {', '.join(topology for topology, _ in missing)}: the reasons are under the table.")
+        st.text(say("plan.waterfall.missing", names=", ".join(topology for topology, _ in missing)))
 
 
 def _side_by_side(record: PlanRecord) -> pd.DataFrame:
     """One column a topology, one row a figure; cells are escaped because tables read Markdown."""
 
     def cells(row: TopologyRow) -> dict[str, str]:
+        verdict = say(f"verdict.{row.verdict}")
         return {
-            "Promise": f"**{VERDICT_WORDS[row.verdict]}**"
-            if row.topology == record.recommended
-            else VERDICT_WORDS[row.verdict],
+            say("plan.promise"): f"**{verdict}**" if row.topology == record.recommended else verdict,
             "GPUs": count_words(row.n_gpus),
-            "GPUs busy on average": rounded(row.mean_load_gpus),
-            "Cost a month": escaped(usd(row.cost_usd_per_month)),
-            "Per 1000 images in time": escaped(money_words(row.cost_usd_per_1000_images)),
-            "Requests in time": escaped(share_words(row.slo_attainment_ratio)),
-            "p50 latency": escaped(seconds_words(row.latency_p50_s)),
-            "p95 latency": escaped(seconds_words(row.latency_p95_s)),
-            "p99 latency": escaped(seconds_words(row.latency_p99_s)),
-            "p50 without add-ons": escaped(seconds_words(row.plain_latency_p50_s)),
-            "p99 without add-ons": escaped(seconds_words(row.plain_latency_p99_s)),
-            "Mean wait in queue": escaped(seconds_words(row.queue_wait_mean_s)),
-            "Rejected": percent(row.rejected_ratio, 2),
+            say("plan.gpus_busy"): rounded(row.mean_load_gpus),
+            say("plan.cost"): escaped(usd(row.cost_usd_per_month)),
+            say("plan.per_1000_in_time"): escaped(money_words(row.cost_usd_per_1000_images)),
+            say("plan.in_time"): escaped(share_words(row.slo_attainment_ratio)),
+            say("plan.latency", quantile="p50"): escaped(seconds_words(row.latency_p50_s)),
+            say("plan.latency", quantile="p95"): escaped(seconds_words(row.latency_p95_s)),
+            say("plan.latency", quantile="p99"): escaped(seconds_words(row.latency_p99_s)),
+            say("plan.without_add_ons", quantile="p50"): escaped(seconds_words(row.plain_latency_p50_s)),
+            say("plan.without_add_ons", quantile="p99"): escaped(seconds_words(row.plain_latency_p99_s)),
+            say("plan.mean_wait"): escaped(seconds_words(row.queue_wait_mean_s)),
+            say("plan.rejected"): percent(row.rejected_ratio, 2),
         }
 
     columns = {escaped(row.topology): cells(row) for row in record.topologies}
@@ -156,48 +168,82 @@ def _side_by_side(record: PlanRecord) -> pd.DataFrame:
     return frame[(frame != NONE).any(axis=1)]  # a figure that nobody has says nothing
 
 
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table without Markdown, its figures' names as a column."""
+    plain = frame.map(lambda cell: str(cell).replace("\\", "").strip("*"))
+    plain.columns = [name.replace("\\", "") for name in frame.columns]
+    plain.index.name = say("plan.figure")
+    return plain
+
+
 def _draw_allocation(record: PlanRecord, row: TopologyRow) -> None:
-    st.subheader("Recommended allocation", anchor=False)
+    st.subheader(say("plan.allocation"), anchor=False)
     shape = f", {row.shape}" if row.shape else ""
     st.text(f"{row.topology}{shape}")
+    busy, loading = say("plan.busy"), say("plan.loading")
     st.dataframe(
         pd.DataFrame({
-            "Pool": [pool.name for pool in row.pools],
-            "Role": [pool.role for pool in row.pools],
-            "Replicas": [pool.n_replicas for pool in row.pools],
+            say("plan.pool"): [pool.name for pool in row.pools],
+            say("plan.role"): [pool.role for pool in row.pools],
+            say("plan.replicas"): [pool.n_replicas for pool in row.pools],
             "GPUs": [pool.n_gpus for pool in row.pools],
-            "Hosts": ["any ControlNet" if "*" in pool.hosts else ", ".join(pool.hosts) or "no ControlNet" for pool in row.pools],
-            "Busy": [_hundred(pool.busy_ratio) for pool in row.pools],
-            "Loading": [_hundred(pool.loading_ratio) for pool in row.pools],
+            say("plan.hosts"): [
+                say("plan.any_controlnet") if "*" in pool.hosts else ", ".join(pool.hosts) or say("plan.no_controlnet") for pool in row.pools
+            ],
+            busy: [_hundred(pool.busy_ratio) for pool in row.pools],
+            loading: [_hundred(pool.loading_ratio) for pool in row.pools],
         }),
         hide_index=True,
         column_config={
-            "Busy": st.column_config.ProgressColumn("Busy", format="%.0f %%", min_value=0, max_value=100, help="Busy of allocated time."),
-            "Loading": st.column_config.NumberColumn("Loading", format="%.1f %%", help="Time in which it loads models."),
+            busy: st.column_config.ProgressColumn(busy, format="%.0f %%", min_value=0, max_value=100, help=say("plan.busy.help")),
+            loading: st.column_config.NumberColumn(loading, format="%.1f %%", help=say("plan.loading.help")),
         },
-        alt="Pools of the recommended allocation",
+        alt=say("plan.allocation"),
     )  # fmt: skip
-    for title, text in (("Limited by", record.limited_by), ("Runner-up", record.runner_up)):
+    for key, text in (("plan.limited_by", record.limited_by), ("plan.runner_up", record.runner_up)):
         if text:
-            st.text(f"{title}: {text}")
+            st.text(f"{say(key)}: {text}")
+
+
+def _draw_sureness(record: PlanRecord) -> None:
+    """How sure the choice is, and what would change it."""
+    chosen = record.selection
+    if chosen is None and not record.flip_points:
+        return
+    st.subheader(say("plan.sureness"), anchor=False)
+    if chosen is not None:
+        st.text(say("plan.selection", share=percent(chosen.probability_of_correct_selection, 1)))
+        if chosen.checked_by:
+            st.caption(escaped(chosen.checked_by))
+    if record.flip_points:
+        frame = pd.DataFrame({
+            say("plan.flip.what"): [escaped(point.what) for point in record.flip_points],
+            say("plan.flip.until"): [
+                f"× {point.winner_until:.3g}" if point.winner_until is not None
+                else say("plan.flip.never", low=f"{point.looked_from:g}", high=f"{point.looked_to:g}")
+                for point in record.flip_points
+            ],
+            say("plan.flip.then"): [escaped(point.then or NONE) for point in record.flip_points],
+        })  # fmt: skip
+        st.table(frame, hide_index=True, alt=say("plan.flip.alt"))
 
 
 def _draw_grades(record: PlanRecord) -> None:
-    st.subheader("How well the numbers are known", anchor=False)
-    st.table(grade_counts(record), alt="Latency laws by grade, each topology")
+    st.subheader(say("plan.grades"), anchor=False)
+    st.table(grade_counts(record), alt=say("plan.grades.alt"))
     assumed = sorted({law for row in record.topologies for law, grade in row.grades.items() if grade == "assumed"})
     outside = sorted({law for row in record.topologies for law, grade in row.grades.items() if grade == "extrapolated"})
     if outside:
-        st.warning(f"Predicted outside the measured box: {escaped(', '.join(outside))}.")
+        st.warning(escaped(say("plan.outside", laws=", ".join(outside))))
     if assumed:
-        with st.expander(f"{len(assumed)} assumed latency laws"):
+        with st.expander(say("plan.assumed", n=len(assumed))):
             st.text("\n".join(assumed))
 
 
 def grade_counts(record: PlanRecord) -> pd.DataFrame:
     """Latency laws behind each topology, counted by grade."""
     counts = {
-        escaped(row.topology): {grade: list(row.grades.values()).count(grade) for grade in GRADES}
+        escaped(row.topology): {say(f"grade.{grade}"): list(row.grades.values()).count(grade) for grade in GRADES}
         for row in record.topologies
     }
     return pd.DataFrame(counts)
@@ -205,41 +251,47 @@ def grade_counts(record: PlanRecord) -> pd.DataFrame:
 
 def _draw_background(record: PlanRecord) -> None:
     if record.notes:
-        st.subheader("What the numbers leave out", anchor=False)
-        st.text("\n".join(f"• {note}" for note in record.notes))
-    with st.expander("Traffic"):
+        st.subheader(say("plan.left_out"), anchor=False)
+        own = [note for note in record.notes if not note.startswith(PROFILE_NOTE)]
+        st.text("\n".join(f"• {note}" for note in own))
+        others = [note.removeprefix(PROFILE_NOTE) for note in record.notes if note.startswith(PROFILE_NOTE)]
+        if others:
+            with st.expander(say("plan.left_out.profile", n=len(others))):
+                st.text("\n".join(f"• {note}" for note in others))
+    with st.expander(say("plan.traffic")):
         traffic = record.traffic
         rows = {
-            "Requests": (f"{traffic.n_requests_before:,}", f"{traffic.n_requests:,}"),
-            "Mean rate": (rounded(traffic.mean_per_s_before, "per s"), rounded(traffic.mean_per_s, "per s")),
-            "Variation of gaps (CV)": (rounded(traffic.interarrival_cv_before), rounded(traffic.interarrival_cv)),
-            "Peak to mean": (rounded(traffic.peak_to_mean_before), rounded(traffic.peak_to_mean)),
+            say("plan.requests"): (f"{traffic.n_requests_before:,}", f"{traffic.n_requests:,}"),
+            say("plan.mean_rate"): (rounded(traffic.mean_per_s_before), rounded(traffic.mean_per_s)),
+            say("plan.cv"): (rounded(traffic.interarrival_cv_before), rounded(traffic.interarrival_cv)),
+            say("plan.peak"): (rounded(traffic.peak_to_mean_before), rounded(traffic.peak_to_mean)),
         }
-        st.table(pd.DataFrame(rows, index=["as recorded", "as planned for"]).T, alt="Traffic before and after scaling")
+        index = [say("plan.as_recorded"), say("plan.as_planned")]
+        st.table(pd.DataFrame(rows, index=index).T, alt=say("plan.traffic"))
         st.text(
-            f"{traffic.source}; times {traffic.scale_factor:g} ({traffic.shift_law}); {rounded(traffic.duration_s / 3600, 'h')}"
+            f"{traffic.source}; × {traffic.scale_factor:g} ({traffic.shift_law}); {rounded(traffic.duration_s / 3600, 'h')}"
         )
         if traffic.notes:
             st.text("\n".join(f"• {note}" for note in traffic.notes))
-    with st.expander("Close alternatives and what reproduces this plan"):
+    with st.expander(say("plan.alternatives")):
         if record.alternatives:
             st.dataframe(
                 pd.DataFrame({
-                    "Topology": [one.topology for one in record.alternatives],
-                    "Pools": [", ".join(f"{n} {name}" for name, n in one.pools.items()) for one in record.alternatives],
+                    say("plan.topology"): [one.topology for one in record.alternatives],
+                    say("plan.pools"): [", ".join(f"{n} {name}" for name, n in one.pools.items()) for one in record.alternatives],
                     "GPUs": [one.n_gpus for one in record.alternatives],
-                    "USD a month": [one.cost_usd_per_month for one in record.alternatives],
-                    "In time (%), one run": [round(100 * one.slo_attainment_ratio, 2) for one in record.alternatives],
+                    say("plan.cost"): [one.cost_usd_per_month for one in record.alternatives],
+                    say("plan.in_time_one_run"): [round(100 * one.slo_attainment_ratio, 2) for one in record.alternatives],
                 }),
                 hide_index=True,
-                alt="Allocations of nearly the same cost",
+                alt=say("plan.alternatives"),
             )  # fmt: skip
         st.text("\n".join(f"{name}: {value}" for name, value in record.ids.model_dump().items() if value != ""))
 
 
 def draw_files(files: dict[str, bytes]) -> None:
     """One button a file."""
-    st.subheader("Files", anchor=False)
+    st.subheader(say("plan.files"), anchor=False)
     with st.container(horizontal=True):
         for name, mime in MIMES.items():
             if name in files:

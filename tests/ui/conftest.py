@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.util import calc_hash
 
 from dashboards.settings import VARIABLE, Settings
 
-APP = Path(__file__).resolve().parents[2] / "dashboards" / "app.py"
+APP = Path(__file__).resolve().parents[2] / "dashboards" / "entry" / "app.py"
 PAGE_TIMEOUT_S = 120.0
 """Only ever reached if the page hangs: a tiny plan takes seconds."""
 QUESTION = """\
@@ -30,6 +31,21 @@ simulation:
   replications: 2
   warmup_s: 0
 """
+
+
+def go_to(app: AppTest, name: str) -> AppTest:
+    """Opens another page of the app with the next run; its own ``switch_page`` knows pages that are files only."""
+    app._page_hash = calc_hash(name)
+    return app
+
+
+def press_plan(app: AppTest) -> AppTest:
+    """Has the plan made; one that the server of this test run already has needs no press."""
+    button = app.button(key="plan")
+    if not button.disabled:
+        button.click()
+        app.run()
+    return app
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +75,14 @@ def question(tmp_path: Path, trace_csv: bytes, provisional_profile_path: Path) -
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch, provisional_profile_path: Path) -> Callable[..., AppTest]:
-    """The page as started with these files, at an address with these parameters; not run yet."""
+    """One page (``at``) as started with these files, at an address with these parameters; not run yet."""
 
     def open_page(
-        *scenarios: Path, profiles: tuple[Path, ...] = (provisional_profile_path,), **address: str
+        *scenarios: Path, profiles: tuple[Path, ...] = (provisional_profile_path,), at: str = "plan", **address: str
     ) -> AppTest:
         monkeypatch.setenv(VARIABLE, Settings(scenarios, profiles, jobs=1).to_variable())
         app = AppTest.from_file(APP, default_timeout=PAGE_TIMEOUT_S)
+        go_to(app, at)
         for key, value in address.items():
             app.query_params[key] = value
         return app

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from dashboards.plain_text import escaped
 from planner.plan_run import make_plan
 from planner.scenario import Scenario, load_scenario, shipped_scenarios
+from tests.ui.conftest import press_plan
 
 Open = Callable[..., AppTest]
 Words = Callable[[AppTest], str]
@@ -22,9 +23,7 @@ def figures(app: AppTest) -> dict[str, str]:
 
 
 def planned(app: AppTest) -> AppTest:
-    app.run()
-    app.button(key="plan").click()
-    return app.run()
+    return press_plan(app.run())
 
 
 def test_the_page_renders_and_asks_for_a_plan(page: Open, words: Words) -> None:
@@ -84,8 +83,7 @@ def test_changed_inputs_reach_the_plan_and_the_files(page: Open, question: Calla
     app.number_input(key="attainment").set_value(80.0)
     app.number_input(key="factor").set_value(2.0)
     app.number_input(key="price").set_value(1.25)
-    app.button(key="plan").click()
-    app.run()
+    press_plan(app)
     assert not app.exception
     plan = app.session_state["_last_plan"]
     assert (plan.record.slo_latency_s, plan.record.slo_attainment_ratio) == (9.0, 0.8)
@@ -93,7 +91,8 @@ def test_changed_inputs_reach_the_plan_and_the_files(page: Open, question: Calla
     assert plan.record.ids.price_usd_per_gpu_hour == 1.25
     assert {"plan.json", "allocation.json", "report.html", "scenario.yaml"} <= set(plan.files)
     assert json.loads(plan.files["plan.json"])["slo_latency_s"] == 9.0
-    assert sorted(button.label.replace("\\", "") for button in app.download_button) == sorted(plan.files)
+    offered = {button.label.replace("\\", "") for button in app.download_button}
+    assert set(plan.files) - {"requests.parquet", "workers.parquet"} <= offered  # those are on the page Export
 
 
 def test_after_a_change_the_old_plan_is_shown_as_old(page: Open, words: Words, question: Callable[..., Path]) -> None:
@@ -103,9 +102,11 @@ def test_after_a_change_the_old_plan_is_shown_as_old(page: Open, words: Words, q
     app.run()
     assert "before your change" in words(app)
     assert app.metric
+    assert not app.button(key="plan").disabled
     app.number_input(key="slo").set_value(12.0)
     app.run()
     assert "before your change" not in words(app)
+    assert app.button(key="plan").disabled  # this question is planned
 
 
 def test_an_infeasible_question_says_what_binds_and_what_would_do(
@@ -167,6 +168,7 @@ def test_a_link_reproduces_the_question(page: Open, question: Callable[..., Path
         "slo": "7",
         "attainment": "95.5",
         "price": "2.2",
+        "lang": "en",
     }
     app = page(path, **link).run()
     assert not app.exception
