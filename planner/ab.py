@@ -48,6 +48,21 @@ class Difference:
     low: float
     high: float
 
+    @property
+    def words(self) -> tuple[str, str, str, str, str]:
+        """Figure, A, B, difference, interval; shares in per cent and their differences in percentage points."""
+        scale, unit, short = (1.0, " s", " s") if self.unit == "s" else (100.0, " %", " pp")
+        a, b, difference, low, high = (
+            scale * value for value in (self.a, self.b, self.difference, self.low, self.high)
+        )
+        return (
+            self.figure,
+            f"{a:.2f}{unit}",
+            f"{b:.2f}{unit}",
+            f"{difference:+.2f}{short}",
+            f"{low:+.2f} to {high:+.2f}",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Guardrail:
@@ -99,7 +114,7 @@ def judge(log_a: Path, log_b: Path, slo_latency_s: float | None = None, seed: in
     found = _differences(a, b, slo_latency_s, seed)
     by_name = {item.figure: item for item in found}
     guardrails = _guardrails(by_name, len(b.frame))
-    verdict, sentence = _verdict(by_name["mean latency"], guardrails, distance)
+    verdict, sentence = _verdict(by_name, guardrails, distance)
     return Judgement(verdict, sentence, len(a.frame), len(b.frame), distance, tuple(found), guardrails)
 
 
@@ -208,7 +223,8 @@ def _guardrails(found: dict[str, Difference], n_b: int) -> tuple[Guardrail, ...]
     return tuple(rails)
 
 
-def _verdict(mean: Difference, guardrails: tuple[Guardrail, ...], distance: float) -> tuple[Verdict, str]:
+def _verdict(found: dict[str, Difference], guardrails: tuple[Guardrail, ...], distance: float) -> tuple[Verdict, str]:
+    mean = found["mean latency"]
     shown = (
         f"{mean.difference:+.2f} s ({mean.low:+.2f} to {mean.high:+.2f}, {LEVEL:.0%} interval) against {mean.a:.2f} s"
     )
@@ -224,10 +240,20 @@ def _verdict(mean: Difference, guardrails: tuple[Guardrail, ...], distance: floa
             f"Go back: {'; '.join(f'{rail.name} {rail.why}' for rail in broken)}. Mean latency {shown}.",
         )
     if mean.high < 0:
-        return "B is better", f"B is faster: mean latency {shown}; no guardrail is broken."
+        return "B is better", f"B is faster: mean latency {shown}; no guardrail is broken.{_slower_tail(found)}"
     if mean.low > 0:
         return "B is worse", f"B is slower: mean latency {shown}."
     return "no difference shown", (
         f"Neither side is shown to be faster: mean latency {shown}. That is not proof that they are alike; the interval says how "
         "large a difference may still be."
     )
+
+
+def _slower_tail(found: dict[str, Difference]) -> str:
+    """What a faster mean hides: slow requests that were slower, and whether that may be chance."""
+    tail = [item for item in (found["p95 latency"], found["p99 latency"]) if item.difference > 0]
+    if not tail:
+        return ""
+    is_sure = any(item.low > 0 for item in tail)
+    shown = "; ".join(f"{item.figure} {item.difference:+.2f} s ({item.low:+.2f} to {item.high:+.2f})" for item in tail)
+    return f" But slow requests {'are' if is_sure else 'may be'} slower: {shown}."

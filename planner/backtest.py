@@ -99,6 +99,7 @@ def backtest(
     jobs: int = 2,
     backend: str = "loky",
     progress: Callable[[str], None] = lambda text: None,
+    store: Path | None = None,
 ) -> Backtest:
     """Plans on ``[0, train_until_h)`` of the (scaled) trace, and simulates that plan on the rest.
 
@@ -120,9 +121,9 @@ def backtest(
     rest = _part(scenario, train_until_h, end_h)
     train_traffic, rest_traffic = build_traffic(train, folder), build_traffic(rest, folder)
     progress(f"planning on the first {train_until_h:g} h")
-    past = make_plan(train, folder, jobs=jobs, backend=backend, progress=progress)
+    past = make_plan(train, folder, jobs=jobs, backend=backend, progress=progress, store=store)
     progress(f"planning on the remaining {end_h - train_until_h:.4g} h, as hindsight would")
-    hindsight = make_plan(rest, folder, jobs=jobs, backend=backend, progress=progress)
+    hindsight = make_plan(rest, folder, jobs=jobs, backend=backend, progress=progress, store=store)
     scores = []
     for name, result in (("plan", past), ("hindsight", hindsight)):
         if result.allocation is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -135,11 +134,10 @@ def _that_fit(names: Iterable[str], n_bytes: Mapping[str, int], room_bytes: int)
 
 def controlnet_loads(workload: Workload, service: ServiceTable) -> dict[str, float]:
     """ControlNet to the mean number of workers it keeps busy, most used first (ties by name)."""
-    seconds = np.zeros(len(workload.controlnet_names))
-    forward_s = (service.controlnet_forward_s * service.noise_ratio).tolist()
-    for row, (codes, windows) in enumerate(zip(workload.controlnets, workload.control_steps, strict=True)):
-        for code, (first, last) in zip(codes, windows, strict=True):
-            seconds[code] += forward_s[row] * (last - first)
+    forward_s = np.repeat(service.controlnet_forward_s * service.noise_ratio, workload.n_controlnets)
+    seconds = np.bincount(
+        workload.controlnet_uses, weights=forward_s * workload.use_steps, minlength=len(workload.controlnet_names)
+    )
     loads = {
         name: float(s) / workload.duration_s
         for name, s in zip(workload.controlnet_names, seconds, strict=True)
@@ -228,33 +226,21 @@ def screen_base_replicas(
 
     First come, first served on c servers (Kiefer–Wolfowitz).
     """
-    arrivals = workload.arrival_s.tolist()
-    services = service_s.tolist()
+    from planner.fast.screen import n_late  # loads the compiler, which simulating alone does without
+
+    arrivals = workload.arrival_s
     allowed_late = (1 - attainment_ratio) * len(arrivals)
     high = low
-    while _n_late(arrivals, services, high, latency_s, allowed_late) > allowed_late and high < 10**6:
+    while n_late(arrivals, service_s, high, latency_s, allowed_late) > allowed_late and high < 10**6:
         high *= 2
     low = max(low, high // 2)
     while low < high:
         middle = (low + high) // 2
-        if _n_late(arrivals, services, middle, latency_s, allowed_late) > allowed_late:
+        if n_late(arrivals, service_s, middle, latency_s, allowed_late) > allowed_late:
             low = middle + 1
         else:
             high = middle
     return high
-
-
-def _n_late(arrivals: list[float], services: list[float], n_servers: int, latency_s: float, enough: float) -> int:
-    free_at = [0.0] * n_servers
-    late = 0
-    for arrival, seconds in zip(arrivals, services, strict=True):
-        end = max(arrival, free_at[0]) + seconds
-        heapq.heapreplace(free_at, end)
-        if end - arrival > latency_s:
-            late += 1
-            if late > enough:
-                break
-    return late
 
 
 def mean_load_gpus(workload: Workload, seconds: Floats) -> float:

@@ -37,6 +37,7 @@ SUMMARIES = {
     "compare": "Put plans side by side.",
     "sweep": "Simulate many allocations into a store that survives interruption.",
     "theory": "Hold the simulator against queueing theory.",
+    "validate": "Hold the simulator against replays of the engine.",
     "export": "Write a plan as files for a cluster, monitoring and finance.",
     "observe": "Read what a serving engine did back into tables.",
     "watch": "Compare a serving engine with its plan.",

@@ -31,6 +31,10 @@ def plan(
     backend: Annotated[str, typer.Option(help="loky, threading, ray or dask (the latter two if installed).")] = "loky",
     address: Annotated[str | None, typer.Option(help="Of a Ray or Dask cluster.")] = None,
     seed: Seed = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A run store: an interrupted plan goes on, one asked again is read."),
+    ] = None,
     train_until: Annotated[
         float | None,
         typer.Option(metavar="HOURS", help="Backtest: plan on the trace up to here, score the plan on the rest."),
@@ -54,10 +58,10 @@ def plan(
     make_folder(out)
     if train_until is not None:
         with on_backend(backend, address):
-            _backtest(asked, folder, train_until, out, jobs, backend, as_json)
+            _backtest(asked, folder, train_until, out, jobs, backend, store, as_json)
         return
     with on_backend(backend, address):
-        result = make_plan(asked, folder, jobs=jobs, backend=backend, progress=_say)
+        result = make_plan(asked, folder, jobs=jobs, backend=backend, progress=_say, store=store)
     warning = age_warning(result.price, datetime.datetime.now(datetime.UTC).date())
     if warning:
         _say(warning)
@@ -194,10 +198,21 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="The profile that holds now; another one makes the plan stale.")
     ] = None,
     check_pods: Annotated[
+        bool | None,
+        typer.Option(
+            "--check-pods/--no-check-pods",
+            help="Simulate the pods as exported; if left out, where one queue of the plan becomes several.",
+        ),
+    ] = None,
+    grow: Annotated[
         bool,
         typer.Option(
-            "--check-pods", help="Simulate each kind of pod with its share of the traffic, and note the result."
+            "--grow",
+            help="Where the promise breaks with a queue on each node, export the smallest fleet that keeps it.",
         ),
+    ] = False,
+    autoscaled: Annotated[
+        bool, typer.Option("--autoscaled", help="Export the plan's variant that scales by itself, as simulated.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Export an infeasible or stale plan, and say so in every file.")
@@ -207,8 +222,10 @@ def export(
     """Write a plan as files for a cluster, for monitoring and for finance; every file is checked before any is written."""
     from planner.export.ask import ExportQuestion, answer
 
-    question = ExportQuestion(plan, tuple(to or ()), out, cluster, diff, rollback, phase, profile, force, check_pods)
-    answered = answer(question, datetime.datetime.now(datetime.UTC).date())
+    question = ExportQuestion(
+        plan, tuple(to or ()), out, cluster, diff, rollback, phase, profile, force, check_pods, grow, autoscaled
+    )
+    answered = answer(question, datetime.datetime.now(datetime.UTC).date(), _say)
     if as_json:
         _json(answered.to_plain())
     else:
@@ -216,11 +233,18 @@ def export(
 
 
 def _backtest(
-    asked: Scenario, folder: Path, train_until_h: float, out: Path, jobs: int, backend: str, as_json: bool
+    asked: Scenario,
+    folder: Path,
+    train_until_h: float,
+    out: Path,
+    jobs: int,
+    backend: str,
+    store: Path | None,
+    as_json: bool,
 ) -> None:
     from planner.backtest import backtest, print_backtest, to_plain, write_backtest
 
-    done = backtest(asked, folder, train_until_h, jobs=jobs, backend=backend, progress=_say)
+    done = backtest(asked, folder, train_until_h, jobs=jobs, backend=backend, progress=_say, store=store)
     files = write_backtest(done, folder, out)
     if as_json:
         _json(to_plain(done))

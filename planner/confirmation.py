@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,20 +33,50 @@ class Pace:
     jobs: int = 2
     backend: str = "loky"
     progress: Progress = lambda text: None
+    store: Path | None = None
+    """A run store, so that nothing is simulated twice; None: nothing is kept."""
 
     def run(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Results of joblib's delayed calls, in their order, each as soon as it and all before it are there."""
+        """Results of joblib's delayed calls, in their order, each as soon as it and all before it are there.
+
+        With several processes the work starts now, with one when results are asked for.
+        """
         if self.jobs == 1:
-            for function, arguments, keywords in tasks:
-                yield function(*arguments, **keywords)
-            return
-        with warnings.catch_warnings():
-            # loky replaces a worker whose memory has grown, which large traces do, and tells users about it
-            warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-            # a cluster's backend is set around the whole plan; Ray's gives all results at the end
-            backend = None if self.backend in ("ray", "dask") else self.backend
-            return_as = "list" if self.backend == "ray" else "generator"
-            yield from joblib.Parallel(n_jobs=self.jobs, backend=backend, return_as=return_as)(tasks)
+            return (function(*arguments, **keywords) for function, arguments, keywords in tasks)
+        # a cluster's backend is set around the whole plan; Ray's gives all results at the end
+        backend = None if self.backend in ("ray", "dask") else self.backend
+        return_as = "list" if self.backend == "ray" else "generator"
+        with _quiet():
+            return _Results(iter(joblib.Parallel(n_jobs=self.jobs, backend=backend, return_as=return_as)(tasks)))
+
+
+class _Results:
+    """Results of work that goes on; dropping them ends it."""
+
+    def __init__(self, found: Any) -> None:
+        self._found = found
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with _quiet():
+            return next(self._found)
+
+    def __del__(self) -> None:
+        if hasattr(self._found, "close"):
+            with _quiet():
+                self._found.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # loky replaces a worker whose memory has grown, which large traces do, and tells users about it
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
+        # and tells them what else was under way when the first of several processes found their mistake
+        warnings.filterwarnings("ignore", message=".*tasks which were still being processed", category=UserWarning)
+        yield
 
 
 @dataclass(slots=True)
@@ -66,13 +97,27 @@ class Contender:
 
 def search_all(scenario: Scenario, folder: Path, topologies: Sequence[Topology], pace: Pace) -> list[Contender]:
     """The best of every topology, not confirmed yet."""
-    contenders = []
-    for found in pace.run(joblib.delayed(search_topology)(scenario, folder, topology) for topology in topologies):
-        contender = Contender(found, found.counts)
-        size = gpus_words(contender.allocation.n_gpus) if found.counts is not None else "cannot keep the promise"
-        pace.progress(f"searched {found.topology}: {size}")
-        contenders.append(contender)
-    return contenders
+    return searched(start_search(scenario, folder, topologies, pace), topologies, pace)
+
+
+def start_search(
+    scenario: Scenario, folder: Path, topologies: Sequence[Topology], pace: Pace
+) -> Iterator[TopologySearch]:
+    """Searches every topology, in the background if there are processes for it."""
+    # the last ones have most pools and take longest, so they start first
+    return pace.run(
+        joblib.delayed(search_topology)(scenario, folder, name, pace.store) for name in reversed(topologies)
+    )
+
+
+def searched(found: Iterable[TopologySearch], topologies: Sequence[Topology], pace: Pace) -> list[Contender]:
+    """Contenders of the searches as they end, in the order of ``topologies``."""
+    contenders: dict[Topology, Contender] = {}
+    for one in found:
+        contender = contenders[one.topology] = Contender(one, one.counts)
+        size = gpus_words(contender.allocation.n_gpus) if one.counts is not None else "cannot keep the promise"
+        pace.progress(f"searched {one.topology}: {size}")
+    return [contenders[topology] for topology in topologies]
 
 
 def confirm_all(scenario: Scenario, folder: Path, contenders: Sequence[Contender], pace: Pace) -> None:
@@ -86,7 +131,7 @@ def confirm_all(scenario: Scenario, folder: Path, contenders: Sequence[Contender
     failed = [contender for contender in live if not contender.is_confirmed]
     tasks = (
         joblib.delayed(retune)(
-            scenario, folder, one.search.topology, one.search.shape, one.counts, _worst_repetition(one)
+            scenario, folder, one.search.topology, one.search.shape, one.counts, _worst_repetition(one), pace.store
         )
         for one in failed
     )
@@ -116,7 +161,7 @@ def _repeat(scenario: Scenario, folder: Path, contenders: Sequence[Contender], p
     names = ", ".join(f"{one.search.topology} {gpus_words(one.allocation.n_gpus)}" for one in contenders)
     pace.progress(f"confirming over {n} repetitions: {names}")
     asked = tuple((contender.search.topology, contender.allocation) for contender in contenders)
-    found = list(pace.run(joblib.delayed(confirm)(scenario, folder, index, asked) for index in range(n)))
+    found = list(pace.run(joblib.delayed(confirm)(scenario, folder, index, asked, pace.store) for index in range(n)))
     for index, contender in enumerate(contenders):
         contender.confirmations = tuple(one[index] for one in found)
         attained = t_interval([c.metrics.slo_attainment_ratio for c in contender.confirmations], slo.confidence)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 
 from engine.allocation import Allocation, Topology
+from planner.answers import answers_about, confirmation_of, plain_confirmation
 from planner.candidates import Counts, Shape
 from planner.fast import FastRun, FlatWorkload, NotModelledError, Prepared, flatten, prepare, simulate_fast
 from planner.fast import arrays as a
@@ -31,7 +34,7 @@ from planner.service import ServiceTable
 from planner.simulator import mechanisms_in_use
 from planner.simulator.world import World
 from planner.statistics import Metrics
-from planner.traffic import build_traffic, stream_seed
+from planner.traffic import build_traffic, source_trace, stream_seed, variation_of
 from planner.workload import Floats, Workload
 
 T = TypeVar("T")
@@ -147,19 +150,39 @@ def lost_seconds_fast(run: FastRun, columns: Columns, latency_s: float) -> dict[
 
 
 def confirm(
-    scenario: Scenario, folder: Path, repetition: int, allocations: tuple[tuple[Topology, Allocation], ...]
+    scenario: Scenario,
+    folder: Path,
+    repetition: int,
+    allocations: tuple[tuple[Topology, Allocation], ...],
+    store: Path | None = None,
 ) -> tuple[Confirmation, ...]:
-    """Runs one repetition (its arrivals, its profile draw, its service noise) of every allocation given."""
-    found = []
-    for topology, allocation in allocations:
-        bench = repetition_bench(scenario, folder, topology, repetition)
-        run = bench.run(allocation)
-        if run is None:
-            slow = run_allocation(scenario, bench.inputs, bench.workload, allocation, bench.service, repetition)
-            found.append(Confirmation(slow.metrics, slow.in_slo_images_per_s))
-        else:
-            found.append(Confirmation(*measured(bench, run, columns_of(run))))
-    return tuple(found)
+    """Runs one repetition (its arrivals, its profile draw, its service noise) of every allocation given.
+
+    Args:
+        store: a run store that is asked first and told afterwards; none if None.
+    """
+    with answers_about(store, scenario, folder, repetition) as known:
+        return tuple(
+            known.get(
+                f"confirmation {topology}",
+                allocation,
+                functools.partial(_confirm, scenario, folder, repetition, topology, allocation),
+                plain_confirmation,
+                confirmation_of,
+            )
+            for topology, allocation in allocations
+        )
+
+
+def _confirm(
+    scenario: Scenario, folder: Path, repetition: int, topology: Topology, allocation: Allocation
+) -> Confirmation:
+    bench = repetition_bench(scenario, folder, topology, repetition)
+    run = bench.run(allocation)
+    if run is None:
+        slow = run_allocation(scenario, bench.inputs, bench.workload, allocation, bench.service, repetition)
+        return Confirmation(slow.metrics, slow.in_slo_images_per_s)
+    return Confirmation(*measured(bench, run, columns_of(run)))
 
 
 def repetition_bench(scenario: Scenario, folder: Path, topology: Topology, repetition: int) -> Bench:
@@ -167,12 +190,19 @@ def repetition_bench(scenario: Scenario, folder: Path, topology: Topology, repet
 
     def build() -> Bench:
         inputs = load_inputs(scenario, folder)
-        traffic = _traffic.get((scenario, folder, repetition), lambda: _laid_out(scenario, folder, repetition))
+        traffic = _repetition_traffic(scenario, folder, repetition)
         workload = traffic if isinstance(traffic, Workload) else traffic.workload
         service = repetition_service(scenario, inputs, workload, topology, repetition)
         return Bench.of(scenario, inputs, traffic, service, repetition)
 
     return _benches.get((scenario, folder, topology, repetition), build)
+
+
+def _repetition_traffic(scenario: Scenario, folder: Path, repetition: int) -> Workload | FlatWorkload:
+    """Laid out once for all topologies, and for all repetitions where they have the same arrivals."""
+    varies = variation_of(scenario, source_trace(scenario, folder).duration_s) != "none"
+    key = scenario, folder, repetition if varies else None
+    return _traffic.get(key, lambda: _laid_out(scenario, folder, repetition))
 
 
 def _laid_out(scenario: Scenario, folder: Path, repetition: int) -> Workload | FlatWorkload:
@@ -189,12 +219,16 @@ class _Kept(Generic[T]):
     def __init__(self, n_requests: Callable[[T], int]) -> None:
         self._n_requests = n_requests
         self._held: dict[object, T] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: object, build: Callable[[], T]) -> T:
-        value = self._held.pop(key) if key in self._held else build()
-        self._held[key] = value  # most recently used last
-        while len(self._held) > 1 and sum(map(self._n_requests, self._held.values())) > KEPT_REQUESTS_MAX:
-            del self._held[next(iter(self._held))]
+        with self._lock:
+            found = self._held.pop(key, None)
+        value = build() if found is None else found
+        with self._lock:
+            self._held[key] = value  # most recently used last
+            while len(self._held) > 1 and sum(map(self._n_requests, self._held.values())) > KEPT_REQUESTS_MAX:
+                del self._held[next(iter(self._held))]
         return value
 
 

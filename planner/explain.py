@@ -196,8 +196,11 @@ def note_lines(scenario: Scenario, inputs: Inputs, traffic: Traffic, variation: 
             "Base replicas share ControlNet workers at max-min fair step rates, a first approximation: where requests differ in "
             "images or ControlNets it flatters decoupled latency by 1 to 4 % on average."
         )
-    notes.append("Static allocations without failures: no autoscaling, no replica that dies or restarts.")
-    if scenario.prices.purchase == "spot":
+    notes.append(
+        "The fleets compared have a fixed size and no replica dies or restarts; whether the recommended one should scale by itself "
+        "is looked at apart."
+    )
+    if scenario.prices.purchase == "spot" and scenario.world.reclaims is None:
         notes.append("Spot prices: interruptions are not simulated.")
     notes += [f"Profile: {note}" for note in inputs.profile.notes]
     return tuple(notes)

@@ -8,8 +8,9 @@ a topology drops out where the promised share of requests would take longer than
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,12 +19,12 @@ from calibrate.profile import LatencyProfile, Law
 from engine.allocation import Topology
 from planner.confirmation import Contender
 from planner.plan_record import FlipPoint
-from planner.replication import Inputs, service_table
+from planner.replication import load_inputs, service_table
 from planner.scenario import Scenario
-from planner.traffic import busiest_stretch, stream_seed
-from planner.workload import Workload
+from planner.traffic import build_traffic, busiest_stretch, stream_seed
 from traces.problems import InputError
 
+TRAFFIC: Final = "traffic"
 LAW_RANGE: Final = (0.5, 2.0)
 TRAFFIC_RANGE: Final = (0.1, 10.0)
 PRICE_RANGE: Final = (0.1, 10.0)
@@ -31,6 +32,7 @@ TRAFFIC_STEP: Final = 1.05
 STEADY_STEPS: Final = 3
 """A flip counts if it lasts this many steps: sizes are whole, so the order of near equals changes back and forth."""
 BISECTIONS: Final = 7
+GAP_GPUS: Final = 0.5
 SAMPLE_MAX: Final = 4_000
 """Requests of the busiest stretch on which work is recomputed; a share of work needs no more."""
 Sizes = dict[Topology, float]
@@ -54,50 +56,60 @@ class Rival:
 
 
 def flip_points(
-    scenario: Scenario, inputs: Inputs, workload: Workload, contenders: Sequence[Contender], winner: Topology
+    scenario: Scenario,
+    folder: Path,
+    rivals: Sequence[Rival],
+    laws_of: Mapping[Topology, Sequence[str]],
+    winner: Topology,
 ) -> tuple[FlipPoint, ...]:
-    """Flip points of a plan, those of traffic and price first, then laws by name; none if only one topology is confirmed."""
-    rivals = [_rival(contender) for contender in contenders if contender.is_confirmed]
+    """Flip points of a plan, those of traffic and price first, then laws by name; none if only one topology is confirmed.
+
+    Args:
+        laws_of: the laws that each topology's service times were predicted with.
+    """
     if len(rivals) < 2:
         return ()
     rows = [*_traffic_flips(rivals, winner), *_price_flips(rivals, winner)]
+    inputs = load_inputs(scenario, folder)
+    workload = build_traffic(scenario, folder).workload
     part = busiest_stretch(workload, min(SAMPLE_MAX, len(workload)))
-    laws = sorted({law for one in contenders if one.is_confirmed for law in one.search.grades})
     seed = stream_seed(scenario.simulation.seed, "flips")
 
-    def work_of(profile: LatencyProfile) -> Sizes:
-        changed = replace(inputs, profile=profile)
-        found: Sizes = {}
-        for rival in rivals:
-            try:
-                table = service_table(scenario, changed, part, rival.topology, draw=None, noise_seed=seed)
-            except InputError:
-                found[rival.topology] = math.inf
-                continue
-            floor_s = float(np.quantile(table.alone_s, scenario.slo.attainment_ratio, method="inverted_cdf"))
-            is_able = floor_s <= scenario.slo.latency_s
-            found[rival.topology] = float((table.alone_s + table.controlnet_work_s).sum()) if is_able else math.inf
-        return found
+    def work_of(profile: LatencyProfile, topology: Topology) -> float:
+        try:
+            changed = replace(inputs, profile=profile)
+            table = service_table(scenario, changed, part, topology, draw=None, noise_seed=seed)
+        except InputError:
+            return math.inf
+        floor_s = float(np.quantile(table.alone_s, scenario.slo.attainment_ratio, method="inverted_cdf"))
+        return float((table.alone_s + table.controlnet_work_s).sum()) if floor_s <= scenario.slo.latency_s else math.inf
 
-    before = work_of(inputs.profile)
-    for name in laws:
+    before = {rival.topology: work_of(inputs.profile, rival.topology) for rival in rivals}
+    for name in sorted({law for rival in rivals for law in laws_of[rival.topology]}):
         law = inputs.profile.laws[name]
 
         def sizes_at(factor: float, name: str = name, law: Law = law) -> Sizes:
-            slower = replace(law, parameters={key: factor * value for key, value in law.parameters.items()})
-            after = work_of(replace(inputs.profile, laws={**inputs.profile.laws, name: slower}))
-            return {
-                rival.topology: rival.n_gpus * after[rival.topology] / before[rival.topology]
-                if math.isfinite(before[rival.topology])
-                else math.inf
-                for rival in rivals
-            }
+            profile = with_law_scaled(inputs.profile, name, law, factor)
+            sizes: Sizes = {}
+            for rival in rivals:
+                own = before[rival.topology]
+                is_moved = math.isfinite(own) and name in laws_of[rival.topology]
+                ratio = work_of(profile, rival.topology) / own if is_moved else 1.0
+                sizes[rival.topology] = rival.n_gpus * ratio if math.isfinite(own) else math.inf
+            return sizes
 
         rows += _law_flips(name, sizes_at, winner)
     return tuple(rows)
 
 
-def _rival(contender: Contender) -> Rival:
+def with_law_scaled(profile: LatencyProfile, name: str, law: Law, factor: float) -> LatencyProfile:
+    """The profile with one law's seconds multiplied."""
+    slower = replace(law, parameters={key: factor * value for key, value in law.parameters.items()})
+    return replace(profile, laws={**profile.laws, name: slower})
+
+
+def rival_of(contender: Contender) -> Rival:
+    """A confirmed contender's size and load."""
     allocation = contender.allocation
     base = sum(pool.n_gpus for pool in allocation.pools_of("base"))
     return Rival(
@@ -109,9 +121,9 @@ def _rival(contender: Contender) -> Rival:
 
 
 def _cheapest(sizes: Sizes, winner: Topology) -> Topology:
-    """The topology with fewest GPUs; the winner unless another has strictly fewer."""
+    """The topology with fewest GPUs; the winner unless another has fewer by half a GPU: fleets are whole, estimates are not."""
     best = min(sizes, key=lambda name: (sizes[name], name))
-    return best if sizes[best] < sizes[winner] else winner
+    return best if sizes[best] <= sizes[winner] - GAP_GPUS else winner
 
 
 def _law_flips(name: str, sizes_at: Callable[[float], Sizes], winner: Topology) -> list[FlipPoint]:
@@ -150,9 +162,9 @@ def _traffic_flips(rivals: Sequence[Rival], winner: Topology) -> list[FlipPoint]
         for k, factor in enumerate(factors):
             lasting = set(cheapest[k : k + STEADY_STEPS])
             if lasting == {cheapest[k]} and cheapest[k] != winner:
-                found.append(_flip("traffic", factor, cheapest[k], TRAFFIC_RANGE, how))
+                found.append(_flip(TRAFFIC, factor, cheapest[k], TRAFFIC_RANGE, how))
                 break
-    return found or [_flip("traffic", None, None, TRAFFIC_RANGE, how)]
+    return found or [_flip(TRAFFIC, None, None, TRAFFIC_RANGE, how)]
 
 
 def _price_flips(rivals: Sequence[Rival], winner: Topology) -> list[FlipPoint]:

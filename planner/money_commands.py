@@ -62,8 +62,8 @@ def roi(
         record = found.plan.model_copy(update={"roadmap": phases})
         texts = {
             "plan.json": plan_json(record),
-            "report.md": report.markdown(record),
-            "report.html": report.html(record),
+            "report.md": report.markdown(record, found),
+            "report.html": report.html(record, found),
         }
         written += write_texts(plan if plan.is_dir() else plan.parent, texts)
     if as_json:
@@ -103,10 +103,8 @@ def ab(
             f"{found.n_requests_a} requests of A, {found.n_requests_b} of B",
             "",
         ]
-        lines += [
-            f"{item.figure:24} {item.a:10.4g} → {item.b:10.4g} {item.unit:6} {item.difference:+.4g} ({item.low:+.4g} to {item.high:+.4g})"
-            for item in found.differences
-        ]
+        table = [("figure", "A", "B", "B less A", "95 % interval"), *(item.words for item in found.differences)]
+        lines += [f"{row[0]:24}{row[1]:>12}{row[2]:>12}{row[3]:>12}   {row[4]}" for row in table]
         lines += [
             "",
             *(

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+import pandas as pd
 
 from calibrate.profile_file import shipped_profiles
+from engine.allocation import Allocation
 from engine.allocation import to_json as allocation_json
 from planner import report
 from planner.files import make_folder, write_texts
+from planner.money.assumptions import Assumptions
+from planner.money.evidence import evidence_of
+from planner.money.roi import Ground, ground_on, roi_on
 from planner.plan_record import to_json
 from planner.plan_run import PlanResult
 from planner.prices import shipped_tables
 from planner.replication import Run
 from planner.scenario import SAMPLE_PREFIX, Scenario, resolve, to_yaml
+from traces.problems import InputError
 from traces.records import REQUEST_RECORD_COLUMNS, WORKER_INTERVAL_COLUMNS
 from traces.writer import write_table
+
+MONEY_REQUESTS_MAX: Final = 100_000
+"""Requests of a run up to which the report divides its cost: about two seconds (0.5 s for 30,000 with ControlNets)."""
 
 
 def write_plan(result: PlanResult, scenario: Scenario, folder: Path, out: Path) -> list[Path]:
@@ -26,8 +37,7 @@ def write_plan(result: PlanResult, scenario: Scenario, folder: Path, out: Path) 
     make_folder(out)
     texts = {
         "plan.json": to_json(result.record),
-        "report.md": report.markdown(result.record),
-        "report.html": report.html(result.record),
+        **report_texts(result, scenario, folder),
         "scenario.resolved.yaml": to_yaml(with_absolute_paths(scenario, folder)),
     }
     if result.allocation is not None:
@@ -37,6 +47,27 @@ def write_plan(result: PlanResult, scenario: Scenario, folder: Path, out: Path) 
             (out / name).unlink(missing_ok=True)
     logs = write_logs(result.run, out) if result.run is not None else []
     return [*write_texts(out, texts), *logs]
+
+
+def report_texts(result: PlanResult, scenario: Scenario, folder: Path) -> dict[str, str]:
+    """``report.md`` and ``report.html``, with the return under the default assumptions."""
+    plan, roi = result.record, None
+    if result.allocation is not None and result.run is not None:
+        roi = roi_on(_ground(result, scenario, folder, result.allocation, result.run.result.requests), Assumptions())
+    return {"report.md": report.markdown(plan, roi), "report.html": report.html(plan, roi)}
+
+
+def _ground(
+    result: PlanResult, scenario: Scenario, folder: Path, allocation: Allocation, requests: pd.DataFrame
+) -> Ground:
+    """What the return rests on; without the records where they cannot be divided, and then the report says why."""
+    why_not = f"the run has more than {MONEY_REQUESTS_MAX:,} requests; diffplan roi adds them"
+    if len(requests) <= MONEY_REQUESTS_MAX:
+        try:
+            return ground_on(evidence_of(result.record, scenario, folder, allocation, requests))
+        except InputError as error:  # the plan stands without them
+            why_not = f"the plan's records cannot be used: {error.problems[0]}"
+    return Ground(result.record, None, why_not, None, None)
 
 
 def write_logs(run: Run, out: Path) -> list[Path]:

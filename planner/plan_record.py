@@ -6,48 +6,21 @@ Nothing in it depends on the day, the machine or the number of processes: the sa
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from engine.allocation import Topology
+from planner.decision_record import AddOnsRecord, AutoscalingRecord, PurchasingRecord, SettingsRecord
+from planner.record_types import Estimate as Estimate
+from planner.record_types import Number as Number
+from planner.record_types import Record as _Record
 from traces.problems import InputError, Problem, one_problem
-
-if TYPE_CHECKING:  # reading a plan needs no scipy
-    from planner.statistics import Interval
 
 SCHEMA_VERSION: Final = 1
 FILE_BYTES_MAX: Final = 64 * 2**20
 Verdict = Literal["meets_slo", "misses_slo", "infeasible"]
-
-
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
-"""JSON has no NaN: a figure that does not exist is null."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Estimate(_Record):
-    """A mean over repetitions with its t-interval; the bounds are null where there are none."""
-
-    mean: Number
-    low: Number
-    high: Number
-
-    @classmethod
-    def of(cls, interval: Interval | None) -> Estimate:
-        """From the statistics' interval; all null for None."""
-        if interval is None:
-            return cls(mean=None, low=None, high=None)
-        return cls(mean=interval.mean, low=interval.low, high=interval.high)
 
 
 class PoolRow(_Record):
@@ -145,6 +118,10 @@ class FlipPoint(_Record):
     looked_to: float
     how: str
     """What the figure rests on."""
+    simulated: str = ""
+    """What a search just beyond the point found, for the nearest one; empty for the others, which are estimates."""
+    is_confirmed: bool | None = None
+    """Whether that search agrees; null where there was none."""
 
 
 class StepRow(_Record):
@@ -292,6 +269,14 @@ class PlanRecord(_Record):
     selection: SelectionRecord | None = None
     """None in an infeasible plan, and in plans written before there was one."""
     flip_points: tuple[FlipPoint, ...] = ()
+    autoscaling: AutoscalingRecord | None = None
+    """Fixed or scaling by itself; None in an infeasible plan, and in plans written before there was one."""
+    add_ons: AddOnsRecord | None = None
+    """Likewise; None also where the traffic has no add-ons."""
+    settings: SettingsRecord | None = None
+    """Likewise: other caches, links, batches and GPU kinds, one at a time."""
+    purchasing: PurchasingRecord | None = None
+    """Likewise: on demand, reserved and spot."""
     roadmap: tuple[PhaseRow, ...] = ()
     """The phases of the introduction; empty until ``diffplan roi --into-plan`` writes them."""
 
@@ -308,6 +293,8 @@ def to_json(plan: PlanRecord) -> str:
     plain = plan.model_dump(mode="json")
     if not plan.roadmap:  # so that plans without one keep their bytes
         del plain["roadmap"]
+    if plan.purchasing is None:
+        del plain["purchasing"]
     return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

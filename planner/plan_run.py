@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from engine.allocation import Allocation
+import joblib
+
+from engine.allocation import Allocation, Topology
+from engine.policies.autoscale_settings import Autoscale
 from planner import __version__
-from planner.agreement import RELATIVE_MAX, check_allocation, check_run
-from planner.confirmation import Contender, Pace, Progress, confirm_all, search_all
-from planner.evaluation import Bench, repetition_bench
+from planner.addon_placement import busiest_controlnets, place_otherwise
+from planner.addon_rows import add_ons_record
+from planner.agreement import RELATIVE_MAX, Agreement, check_allocation, check_run
+from planner.autoscaled import candidates_of, decide, screen_tasks, why_not
+from planner.confirmation import Contender, Pace, Progress, confirm_all, searched, start_search
+from planner.decision_record import AddOnsRecord, AutoscalingRecord, PlacedRow, PurchasingRecord, SettingsRecord
+from planner.evaluation import repetition_bench
 from planner.evidence import alternative_rows, selection_record, topology_row, traffic_record
 from planner.explain import limited_by, note_lines, plan_sentence, runner_up_sentence
-from planner.flips import flip_points
+from planner.flip_check import check_nearest
+from planner.flips import flip_points, rival_of
 from planner.nearest import nearest_feasible, plain_allocation
 from planner.plan_record import (
     AlternativeRow,
+    Estimate,
     FlipPoint,
     Ids,
     Infeasible,
@@ -28,13 +37,18 @@ from planner.plan_record import (
     WaterfallRecord,
 )
 from planner.prices import Price, find_price, shipped_tables
+from planner.purchasing import purchasing_record
 from planner.replication import Inputs, Run, load_inputs, repeat_allocation
+from planner.run_store import RunStore
 from planner.scenario import Scenario, resolve, scenario_sha256
 from planner.settling import settle
 from planner.traffic import Traffic, build_traffic, source_trace, variation_of
+from planner.variations import settings_record, variations_of
+from planner.variations import tasks as variation_tasks
 from planner.waterfall import build_waterfall
 
 SAME_COST_RATIO: Final = 0.005
+SAME_LATENCY_RATIO: Final = 1.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,24 +63,35 @@ class PlanResult:
 
 
 def make_plan(
-    scenario: Scenario, folder: Path, *, jobs: int = 2, backend: str = "loky", progress: Progress = lambda text: None
+    scenario: Scenario,
+    folder: Path,
+    *,
+    jobs: int = 2,
+    backend: str = "loky",
+    progress: Progress = lambda text: None,
+    store: Path | None = None,
 ) -> PlanResult:
     """Answers a scenario. An infeasible one is an answer too: its record says what binds.
 
     Args:
         folder: where the scenario's relative paths start.
         jobs: processes; the result depends on neither this nor the backend.
+        store: a run store: what it holds is not simulated again, what is simulated goes into it at once. The result does not
+            depend on it.
 
     Raises:
-        InputError: something the scenario names cannot be used.
+        InputError: something the scenario names cannot be used, or the store cannot.
     """
-    pace = Pace(jobs, backend, progress)
+    if store is not None:
+        RunStore(store).close()  # said before minutes of work, not after
+    pace = Pace(jobs, backend, progress, store)
     inputs = load_inputs(scenario, folder)
     price = scenario_price(scenario, folder, inputs)
+    searching = start_search(scenario, folder, scenario.topologies, pace)  # the others read the trace meanwhile, too
     traffic = build_traffic(scenario, folder)
     hours = traffic.workload.duration_s / 3600
     progress(f"{len(traffic.workload)} requests over {hours:.2f} h; searching {len(scenario.topologies)} topologies")
-    contenders = search_all(scenario, folder, scenario.topologies, pace)
+    contenders = searched(searching, scenario.topologies, pace)
     confirm_all(scenario, folder, contenders, pace)
     settled = settle(scenario, folder, contenders, len(traffic.workload), pace)
     rows = {contender.search.topology: topology_row(scenario, contender, price) for contender in contenders}
@@ -76,17 +101,49 @@ def make_plan(
         record = _record(scenario, folder, inputs, price, traffic, tuple(rows.values()), infeasible=infeasible)
         return PlanResult(record, None, None, price)
     chosen = next(contender for contender in contenders if contender.search.topology == winner.topology)
-    run = _first_run(scenario, folder, inputs, chosen)
     pace.progress("checking the winner and the runner-up with the SimPy model")
-    checked_by = _check_tiers(scenario, folder, contenders, chosen, run)
+    topology, allocation = chosen.search.topology, chosen.allocation
+    load = chosen.search.mean_load_gpus
+    settings = candidates_of(scenario, allocation, load, len(traffic.workload))
+    shape, counts = chosen.search.shape, chosen.counts
+    assert shape is not None  # noqa: S101  a chosen contender has both
+    assert counts is not None  # noqa: S101
+    others = variations_of(scenario, folder, topology, traffic.workload)
+    names = busiest_controlnets(scenario, folder, chosen.search.shape)
+    aside = _start_aside(
+        scenario,
+        folder,
+        contenders,
+        chosen,
+        settings,
+        names,
+        price,
+        pace,
+        variation_tasks(others, folder, topology, shape, counts, pace.store),
+    )
+    run = _first_run(scenario, folder, inputs, chosen)
+    winner_check = check_run(repetition_bench(scenario, folder, topology, 0), allocation, run)
+    runner_up_check, flips, *rest = aside
+    flips = check_nearest(scenario, folder, flips, topology, len(traffic.workload), pace)
+    placed, rest = dict(zip(names, rest, strict=False)), rest[len(names) :]
+    screened, varied = rest[: len(settings)], rest[len(settings) :]
+    add_ons = _add_ons(scenario, folder, inputs, chosen, run, price, placed)
+    autoscaling = decide(
+        scenario, folder, topology, allocation, price.price_usd_per_gpu_hour, list(zip(settings, screened, strict=True)),
+        why_not(scenario, allocation, load, len(traffic.workload)), pace,
+    )  # fmt: skip
     said = limited_by(scenario, chosen.allocation, run, chosen.search, chosen.counts or ())
     winner = winner.model_copy(update={"limited_by": said})
     rows[winner.topology] = winner
     record = _record(
         scenario, folder, inputs, price, traffic, tuple(rows.values()), winner=winner, chosen=chosen,
         alternatives=alternative_rows(scenario, contenders, chosen, price),
-        selection=selection_record(scenario, settled, winner, tuple(rows.values()), price, checked_by),
-        flips=flip_points(scenario, inputs, traffic.workload, contenders, winner.topology),
+        selection=selection_record(
+            scenario, settled, winner, tuple(rows.values()), price, _checked_by(winner_check, runner_up_check)
+        ),
+        flips=flips,
+        autoscaling=autoscaling, add_ons=add_ons, purchasing=purchasing_record(scenario, folder, price, allocation, autoscaling),
+        settings=settings_record(scenario, folder, others, varied, price, len(traffic.workload)),
     )  # fmt: skip
     return PlanResult(record, chosen.allocation, run, price)
 
@@ -105,6 +162,10 @@ def _record(
     infeasible: Infeasible | None = None,
     selection: SelectionRecord | None = None,
     flips: tuple[FlipPoint, ...] = (),
+    autoscaling: AutoscalingRecord | None = None,
+    add_ons: AddOnsRecord | None = None,
+    settings: SettingsRecord | None = None,
+    purchasing: PurchasingRecord | None = None,
 ) -> PlanRecord:
     waterfall = _waterfall(rows, winner) if winner is not None else None
     return PlanRecord(
@@ -127,6 +188,10 @@ def _record(
         notes=note_lines(scenario, inputs, traffic, variation_of(scenario, source_trace(scenario, folder).duration_s)),
         selection=selection,
         flip_points=flips,
+        autoscaling=autoscaling,
+        add_ons=add_ons,
+        settings=settings,
+        purchasing=purchasing,
     )
 
 
@@ -156,7 +221,7 @@ def scenario_price(scenario: Scenario, folder: Path, inputs: Inputs) -> Price:
 
 def _cheapest(rows: Iterable[TopologyRow]) -> TopologyRow | None:
     """Least cost per in-SLO image. Equal cost (within half a per cent, as fleets of equal size differ by luck): the fewest
-    pools, then p99 latency within 5 % of the least, then the scenario's order of topologies, plain ones first by default."""
+    pools, then the first in the scenario's order, plain ones first by default, that is as fast as the fastest."""
     good = [row for row in rows if row.verdict == "meets_slo" and row.cost_usd_per_1000_images.mean is not None]
     if not good:
         return None
@@ -164,8 +229,19 @@ def _cheapest(rows: Iterable[TopologyRow]) -> TopologyRow | None:
     close = [row for row in good if (row.cost_usd_per_1000_images.mean or 0.0) <= least * (1 + SAME_COST_RATIO)]
     n_pools = min(len(row.pools) for row in close)
     close = [row for row in close if len(row.pools) == n_pools]
-    fastest_s = min(row.latency_p99_s.mean or 0.0 for row in close)
-    return next(row for row in close if (row.latency_p99_s.mean or 0.0) <= 1.05 * fastest_s)
+    fastest = min(close, key=lambda row: row.latency_p99_s.mean or 0.0)
+    return next(row for row in close if _is_as_fast(row, fastest))
+
+
+def _is_as_fast(row: TopologyRow, fastest: TopologyRow) -> bool:
+    """p99 within 5 %, or p50 and p99 not to be told apart: a simpler kind wins ties within the intervals."""
+
+    def overlap(own: Estimate, other: Estimate) -> bool:
+        return own.low is not None and other.high is not None and own.low <= other.high
+
+    if (row.latency_p99_s.mean or 0.0) <= SAME_LATENCY_RATIO * (fastest.latency_p99_s.mean or 0.0):
+        return True
+    return overlap(row.latency_p99_s, fastest.latency_p99_s) and overlap(row.latency_p50_s, fastest.latency_p50_s)
 
 
 def _first_run(scenario: Scenario, folder: Path, inputs: Inputs, chosen: Contender) -> Run:
@@ -173,21 +249,69 @@ def _first_run(scenario: Scenario, folder: Path, inputs: Inputs, chosen: Contend
     return repeat_allocation(scenario, inputs, workload, chosen.search.topology, chosen.allocation, 0)
 
 
-def _check_tiers(scenario: Scenario, folder: Path, contenders: Iterable[Contender], chosen: Contender, run: Run) -> str:
-    """Runs the runner-up on the SimPy model too; says what was compared. Raises if the tiers disagree, which no plan survives."""
+def _start_aside(
+    scenario: Scenario,
+    folder: Path,
+    contenders: Sequence[Contender],
+    chosen: Contender,
+    settings: Sequence[Autoscale],
+    names: Sequence[str],
+    price: Price,
+    pace: Pace,
+    more: Sequence[Any],
+) -> Iterator[Any]:
+    """What other processes do while the SimPy model runs the winner.
 
-    def bench(contender: Contender) -> Bench:
-        return repetition_bench(scenario, folder, contender.search.topology, 0)
+    They check the runner-up, find flip points, place each of the ControlNets ``names`` otherwise, try autoscalers, and do ``more``.
+    """
+    confirmed = [one for one in contenders if one.is_confirmed]
+    second = min((one for one in confirmed if one is not chosen), key=lambda one: one.allocation.n_gpus, default=None)
+    laws_of = {one.search.topology: tuple(one.search.grades) for one in confirmed}
+    return pace.run([
+        joblib.delayed(_check_runner_up)(
+            scenario, folder, second.search.topology if second else None, second.allocation if second else None
+        ),
+        joblib.delayed(flip_points)(
+            scenario, folder, [rival_of(one) for one in confirmed], laws_of, chosen.search.topology
+        ),
+        *(
+            joblib.delayed(place_otherwise)(scenario, folder, chosen.search.shape, name, price.price_usd_per_gpu_hour, pace.store)
+            for name in names
+        ),
+        *screen_tasks(scenario, folder, chosen.search.topology, chosen.allocation, settings, pace.store),
+        *more,
+    ])  # fmt: skip
 
-    agreement = check_run(bench(chosen), chosen.allocation, run)
-    if agreement is None:
+
+def _add_ons(
+    scenario: Scenario,
+    folder: Path,
+    inputs: Inputs,
+    chosen: Contender,
+    run: Run,
+    price: Price,
+    placed: dict[str, tuple[PlacedRow, ...]],
+) -> AddOnsRecord | None:
+    shape = chosen.search.shape
+    assert shape is not None  # noqa: S101  a chosen contender has one
+    bench = repetition_bench(scenario, folder, chosen.search.topology, 0)
+    return add_ons_record(scenario, inputs, bench.workload, bench.service, shape, chosen.allocation, run, price, placed)
+
+
+def _check_runner_up(
+    scenario: Scenario, folder: Path, topology: Topology | None, allocation: Allocation | None
+) -> Agreement | None:
+    """Raises if the tiers disagree, which no plan survives; None if there is none, or only the SimPy model can run it."""
+    if topology is None or allocation is None:
+        return None
+    return check_allocation(repetition_bench(scenario, folder, topology, 0), allocation)
+
+
+def _checked_by(winner: Agreement | None, runner_up: Agreement | None) -> str:
+    if winner is None:
         return "every run is the SimPy model's"
-    said = f"winner ({agreement.n_requests} requests)"
-    others = [one for one in contenders if one.is_confirmed and one is not chosen]
-    second = min(others, key=lambda one: one.allocation.n_gpus, default=None)
-    if second is not None:
-        other = check_allocation(bench(second), second.allocation)
-        said += f" and runner-up ({other.n_requests} requests)" if other is not None else ""
+    said = f"winner ({winner.n_requests} requests)"
+    said += f" and runner-up ({runner_up.n_requests} requests)" if runner_up is not None else ""
     return f"{said}: the SimPy model gives the same times to {RELATIVE_MAX:g}"
 
 

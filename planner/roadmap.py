@@ -9,28 +9,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from engine.allocation import Allocation, Topology, to_json
-from engine.policies.autoscale_settings import Autoscale
+from engine.allocation import Allocation, Topology, allocation_from_plain, to_json
+from planner.explain import gpus_words
 from planner.money.evidence import Evidence
 from planner.plan_record import AbTestRow, Estimate, PhaseRow, PlanRecord
 from planner.power import POWER, SHARES, SIGNIFICANCE, Group, detectable, group_of
-from planner.replication import repetition_service, run_allocation, warmup_of
 from planner.roadmap_runs import Fleets, Seen, choose_group, estimates, everything, hosting_only, only, together
-from planner.simulator.allocated import gpu_hours
-from planner.statistics import t_interval
 from planner.traffic import build_traffic
 
 NO_DIFFERENCE: Final = 0.05
 """A mean latency within 5 % promises nothing that users feel: then the test is that the share in time gets no worse."""
 MARGIN_MIN: Final = 0.01
-PEAK_TO_MEAN_MIN: Final = 1.5
-AUTOSCALE_REPETITIONS: Final = 2
-AUTOSCALE_REQUESTS_MAX: Final = 150_000
 Progress = Callable[[str], None]
 _NONE: Final = Estimate(mean=None, low=None, high=None)
 
@@ -42,7 +35,7 @@ def make_roadmap(
     plan = evidence.plan
     assert plan.recommended is not None  # noqa: S101 - there is no evidence without a recommendation
     per_gpu = plan.ids.price_usd_per_gpu_hour * plan.ids.hours_per_month
-    progress(f"phase 1: {today_gpus} GPUs of {today_topology} as they are")
+    progress(f"phase 1: {gpus_words(today_gpus)} of {today_topology} as they are")
     today = Fleets(evidence, today_topology, everything)
     small = today.start()
     fleet = _of_size(today, small, today_gpus)
@@ -56,7 +49,7 @@ def make_roadmap(
         second = _carve_out(evidence, today, small, before, first, per_gpu)
     third = _whole(evidence, first, before, per_gpu)
     progress("phase 4: autoscaling")
-    return first, second, third, _autoscale(evidence, third, per_gpu)
+    return first, second, third, _autoscale(evidence, today_topology, third)
 
 
 def _of_size(fleets: Fleets, small: Allocation, n_gpus: int) -> Allocation:
@@ -133,7 +126,7 @@ def _carve_out(
         f"{group.request_ratio:.0%} of the requests, {group.gain_ratio:.0%} of the GPU time that the whole change saves"
     )
     if n_gpus > first.n_gpus_today:
-        why = f"Serving {group.words} apart ({share}) would need {n_gpus} GPUs, today's fleet has {first.n_gpus_today}."
+        why = f"Serving {group.words} apart ({share}) would need {gpus_words(n_gpus)}, today's fleet has {first.n_gpus_today}."
         return _skipped(2, "carve out", why, first)
     seen_new, seen_old = apart.run(new), others.run(old)
     masks = [
@@ -141,7 +134,7 @@ def _carve_out(
     ]
     return PhaseRow(
         number=2, name="carve out", is_worthwhile=True,
-        what=f"Serve {group.words} ({share}) by {topology} on {new.n_gpus} GPUs; the rest stays on {old.n_gpus} of today's.",
+        what=f"Serve {group.words} ({share}) by {topology} on {gpus_words(new.n_gpus)}; the rest stays on {old.n_gpus} of today's.",
         topology=topology, allocation=_plain(new), n_gpus_new=new.n_gpus, n_gpus_today=old.n_gpus,
         cost_usd_per_month=n_gpus * per_gpu, **_figures(plan, together(seen_new, seen_old)),
         watch=_watch(plan, topology), gate=_gate(plan), roll_back=_roll_back(plan),
@@ -164,10 +157,12 @@ def _whole(evidence: Evidence, first: PhaseRow, before: Sequence[Seen], per_gpu:
     faster = (row.latency_p95_s.mean or 0.0) < (first.latency_p95_s.mean or math.inf) * (1 - NO_DIFFERENCE)
     broken = not _keeps(first, plan)
     worthwhile = saves or broken
-    what = f"Serve everything by {plan.recommended} on {allocation.n_gpus} GPUs."
+    what = f"Serve everything by {plan.recommended} on {gpus_words(allocation.n_gpus)}."
     if not worthwhile:
         why = (
-            "as many GPUs as today" if is_same else f"{allocation.n_gpus} GPUs, today's fleet has {first.n_gpus_today}"
+            "as many GPUs as today"
+            if is_same
+            else f"{gpus_words(allocation.n_gpus)}, today's fleet has {first.n_gpus_today}"
         )
         felt = " It is faster; whether that is worth the effort, only a value curve can say." if faster else ""
         what = f"Serving everything by {plan.recommended} takes {why}: no money is saved.{felt}"
@@ -183,60 +178,35 @@ def _whole(evidence: Evidence, first: PhaseRow, before: Sequence[Seen], per_gpu:
     )  # fmt: skip
 
 
-def _autoscale(evidence: Evidence, third: PhaseRow, per_gpu: float) -> PhaseRow:
-    """Base replicas between the mean load's and the plan's."""
-    plan, scenario = evidence.plan, evidence.scenario
+def _autoscale(evidence: Evidence, today_topology: Topology, third: PhaseRow) -> PhaseRow:
+    """What the plan itself found about scaling by demand; simulated again for its percentiles and its test."""
+    plan = evidence.plan
     assert plan.recommended is not None  # noqa: S101 - as above
-    row = plan.row(plan.recommended)
-    base = evidence.allocation.pools_of("base")[0]
-    mean, peak = row.mean_load_gpus or 0.0, row.peak_hour_load_gpus or 0.0
     if any(pool.autoscale is not None for pool in evidence.allocation.pools):
         return _skipped(4, "autoscale", "The recommendation scales by itself already.", third)
-    if base.n_replicas < 2 or mean <= 0 or peak < PEAK_TO_MEAN_MIN * mean:
-        why = (
-            f"The busiest hour asks for {peak:.2g} GPUs, the mean for {mean:.2g}, and the base pool has {base.n_replicas}: there is "
-            "nothing to switch off, or the traffic planned for is too short to show it."
-        )
-        return _skipped(4, "autoscale", why, third)
-    if len(evidence.workload) > AUTOSCALE_REQUESTS_MAX:
+    found = plan.autoscaling
+    if found is None:
         return _skipped(
-            4,
-            "autoscale",
-            f"Not simulated: more than {AUTOSCALE_REQUESTS_MAX} requests. Cut the window to try it.",
-            third,
+            4, "autoscale", "The plan does not say whether scaling pays. Plan again with this version.", third
         )
-    low = max(1, min(base.n_replicas - 1, math.ceil(mean)))
-    scaled = Autoscale(max_replicas=base.n_replicas, min_replicas=low)
-    pools = tuple(
-        replace(pool, n_replicas=low, autoscale=scaled) if pool is base else pool for pool in evidence.allocation.pools
-    )
-    allocation = replace(evidence.allocation, pools=pools)
-    seen, gpus = [], []
-    for repetition in range(AUTOSCALE_REPETITIONS):
-        workload = build_traffic(scenario, evidence.folder, repetition).workload
-        service = repetition_service(scenario, evidence.inputs, workload, plan.recommended, repetition)
-        run = run_allocation(scenario, evidence.inputs, workload, allocation, service, repetition)
-        frame = run.result.requests
-        is_done = (frame["status"] == "done").to_numpy(dtype=np.bool_)
-        latency_s = np.where(is_done, frame["latency_s"].to_numpy(dtype=np.float64, na_value=np.nan), np.inf)
-        counts = frame["arrival_s"].to_numpy(dtype=np.float64) >= warmup_of(scenario, workload)
-        seen.append(Seen(np.flatnonzero(counts), latency_s[counts]))
-        gpus.append(sum(gpu_hours(run.result.workers, 0.0, workload.duration_s).values()) * 3600 / workload.duration_s)
-    mean_gpus = t_interval(gpus).mean
-    figures = _figures(plan, seen)
-    attained = figures["slo_attainment_ratio"].mean or 0.0
-    is_kept = attained >= plan.slo_attainment_ratio
-    words = f"between {low} and {base.n_replicas} base replicas, {mean_gpus:.1f} GPUs on average"
-    what = f"Scale the base pool {words}."
-    if not is_kept:
-        what = f"Scaling the base pool {words}, keeps only {attained:.2%} in time: new replicas come too late. Stay with phase 3."
+    if found.chosen is None or found.allocation is None:
+        return _skipped(4, "autoscale", found.why, third)
+    if not third.is_worthwhile and today_topology != plan.recommended:
+        without = f"{found.why} But that is {plan.recommended}, and phase 3 does not pay; {today_topology} scaling by itself is not simulated."
+        return _skipped(4, "autoscale", without, third)
+    chosen, allocation = found.chosen, allocation_from_plain(found.allocation, "autoscaling.allocation")
+    seen = Fleets(evidence, plan.recommended, everything, chosen.n_repetitions).run(allocation)
+    fixed = Fleets(evidence, plan.recommended, everything, 1).run(evidence.allocation)
+    base = evidence.allocation.pools_of("base")[0]
     return PhaseRow(
-        number=4, name="autoscale", is_worthwhile=is_kept and mean_gpus < evidence.allocation.n_gpus, what=what,
-        topology=plan.recommended, allocation=_plain(allocation), n_gpus_new=evidence.allocation.n_gpus, n_gpus_today=0,
-        cost_usd_per_month=mean_gpus * per_gpu, **figures,
+        number=4, name="autoscale", is_worthwhile=True, what=found.why, topology=plan.recommended, allocation=found.allocation,
+        n_gpus_new=evidence.allocation.n_gpus, n_gpus_today=0, cost_usd_per_month=chosen.cost_usd_per_month,
+        **_figures(plan, seen),
         watch=("replicas against demand", "seconds from the decision to the first image of a new replica", *_watch(plan, plan.recommended)),
         gate=_gate(plan), roll_back=f"Fix the base pool at {base.n_replicas} replicas: diffplan engine apply with phase 3's allocation.",
-        test=None,
+        test=_test(
+            plan, fixed[0], seen[0], evidence.allocation, evidence.workload.duration_s, len(evidence.workload), promises_less_cost=True
+        ),
     )  # fmt: skip
 
 
@@ -264,7 +234,14 @@ def _roll_back(plan: PlanRecord) -> str:
 
 
 def _test(
-    plan: PlanRecord, old: Seen, new: Seen, allocation: Allocation, duration_s: float, n_requests: float
+    plan: PlanRecord,
+    old: Seen,
+    new: Seen,
+    allocation: Allocation,
+    duration_s: float,
+    n_requests: float,
+    *,
+    promises_less_cost: bool = False,
 ) -> AbTestRow | None:
     """Of the mean latency where a difference is promised, else that the share in time gets no worse."""
     per_h = n_requests / duration_s * 3600
@@ -272,7 +249,7 @@ def _test(
     shares = [share for share in SHARES if share >= smallest] or [SHARES[-1]]
     a, b = group_of(old.latency_s[np.isfinite(old.latency_s)]), group_of(new.latency_s[np.isfinite(new.latency_s)])
     difference, figure, one_sided = b.mean - a.mean, "mean latency", False
-    if abs(difference) < NO_DIFFERENCE * a.mean:
+    if promises_less_cost or abs(difference) < NO_DIFFERENCE * a.mean:
         figure, one_sided = "share in time", True
         difference = -max(MARGIN_MIN, (1 - plan.slo_attainment_ratio) / 2)
         a, b = (_ratio_group(plan, seen) for seen in (old, new))

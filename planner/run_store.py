@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS runs (
     key TEXT PRIMARY KEY, scenario TEXT NOT NULL, allocation TEXT NOT NULL, repetition INTEGER, n_gpus INTEGER NOT NULL,
     in_slo_images_per_s REAL NOT NULL, metrics TEXT NOT NULL, identity TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -153,7 +154,7 @@ class RunStore:
         row = self._connection.execute(
             "SELECT scenario, n_gpus, in_slo_images_per_s, metrics FROM runs WHERE key = ?", (key.digest,)
         ).fetchone()
-        return StoredRun(row[0], row[1], row[2], _metrics(json.loads(row[3]))) if row else None
+        return StoredRun(row[0], row[1], row[2], metrics_of(json.loads(row[3]))) if row else None
 
     def add(self, key: RunKey, scenario_name: str, n_gpus: int, run: Any, *, keep_logs: bool = False) -> StoredRun:
         """Stores a :class:`planner.replication.Run`; one that is there already stays as it is.
@@ -178,11 +179,30 @@ class RunStore:
                     ),
                 )  # fmt: skip
         except (OSError, sqlite3.Error, InputError) as error:
-            raise _store_error(
-                f"run store {self.folder}", f"cannot be written: {error}", "free space in a folder that may be written",
-                "Make room and run the same command again: stored runs are kept",
-            ) from None  # fmt: skip
+            raise self._unwritable(error) from None
         return stored
+
+    def recall(self, key: str) -> Any | None:
+        """What was kept under a key, as decoded JSON; None if nothing was."""
+        row = self._connection.execute("SELECT value FROM answers WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def keep(self, key: str, kind: str, plain: Any) -> None:
+        """Keeps an answer that is no run of the SimPy model; one that is there already stays as it is.
+
+        Args:
+            plain: JSON-ready; numbers that are not finite are kept, too.
+
+        Raises:
+            InputError: as :meth:`add`.
+        """
+        try:
+            with self._transaction():
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, kind, json.dumps(plain, sort_keys=True))
+                )
+        except (OSError, sqlite3.Error) as error:
+            raise self._unwritable(error) from None
 
     def log_folder(self, key: RunKey) -> Path:
         """Where the run's logs are if they were kept."""
@@ -190,6 +210,14 @@ class RunStore:
 
     def __len__(self) -> int:
         return int(self._connection.execute("SELECT COUNT(*) FROM runs").fetchone()[0])
+
+    def _unwritable(self, error: Exception) -> StoreError:
+        return _store_error(
+            f"run store {self.folder}",
+            f"cannot be written: {error}",
+            "free space in a folder that may be written",
+            "Make room and run the same command again: stored runs are kept",
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -206,7 +234,7 @@ def _store_error(where: str, what: str, allowed: str, repair: str = "") -> Store
     return StoreError(Problem(where, what, allowed, repair))
 
 
-def _metrics(plain: Mapping[str, Any]) -> Metrics:
+def metrics_of(plain: Mapping[str, Any]) -> Metrics:
     """The inverse of ``Metrics.to_plain``: None was NaN."""
     values: dict[str, Any] = {name: float("nan") if value is None else value for name, value in plain.items()}
     return Metrics(**values)

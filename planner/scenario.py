@@ -122,7 +122,9 @@ class Prices(_Table):
     table: Annotated[
         str, Field(min_length=1, max_length=4096, description="A shipped table, or a file relative to this scenario.")
     ] = "default"
-    purchase: Annotated[Literal["on_demand", "spot"], Field(description="Which price of the table.")] = "on_demand"
+    purchase: Annotated[Literal["on_demand", "reserved", "spot"], Field(description="Which price of the table.")] = (
+        "on_demand"
+    )
     price_usd_per_gpu_hour: Annotated[float | None, Field(gt=0, le=10_000, description="Overrides the table.")] = None
     hours_per_month: Annotated[float, Field(gt=0, le=744, description="Hours billed a month.")] = 730.0
 

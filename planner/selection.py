@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from planner.workload import Floats
 
@@ -86,7 +86,7 @@ def probability_at_least(values: Sequence[float], target: float) -> float:
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     if deviation == 0.0:
         return 1.0 if mean >= target else 0.0
-    return float(stats.t.cdf((mean - target) / (deviation / math.sqrt(len(values))), len(values) - 1))
+    return float(special.stdtr(len(values) - 1, (mean - target) / (deviation / math.sqrt(len(values)))))
 
 
 def correct_selection_probability(chosen: float, cheaper: Sequence[float]) -> float:

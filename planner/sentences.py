@@ -55,7 +55,7 @@ def decision(roi: Roi) -> Decision:
     returns = roi.returns
     if returns.spread.saving_p95_usd_per_month <= 0 or returns.spread.probability_npv_positive < 0.5:
         return _stay(plan, row, returns)
-    return _change(plan, row, returns)
+    return _change(plan, row, returns, is_counted=roi.assumptions.today.n_gpus is not None)
 
 
 def _promise(plan: PlanRecord) -> tuple[str, str]:
@@ -97,7 +97,8 @@ def _gpus(n: int) -> str:
     return f"{n} GPU{'' if n == 1 else 's'}"
 
 
-def _change(plan: PlanRecord, row: TopologyRow, returns: Returns) -> Decision:
+def _change(plan: PlanRecord, row: TopologyRow, returns: Returns, *, is_counted: bool) -> Decision:
+    """``is_counted``: today's fleet was stated by its owner; else it is the fewest GPUs that would do."""
     spread = returns.spread
     saving = _usd(returns.saving_usd_per_month, is_gain=True)
     low, high = (
@@ -109,7 +110,13 @@ def _change(plan: PlanRecord, row: TopologyRow, returns: Returns) -> Decision:
     promise_en, promise_ja = _promise(plan)
     kept_en, kept_ja = _kept(plan, row)
     basis_en, basis_ja = _basis(plan, row)
-    from_gpus, to_gpus = returns.today_gpus, row.n_gpus or 0
+    from_gpus, to_gpus, old = returns.today_gpus, row.n_gpus or 0, returns.today_topology
+    if is_counted:
+        start_en = f"Moving from {_gpus(from_gpus)} of {old} to"
+        start_ja = f"{old}のGPU {from_gpus}台から{row.topology}のGPU {to_gpus}台へ移行すると"
+    else:
+        start_en = f"Against the {_gpus(from_gpus)} that {old} would need,"
+        start_ja = f"{old}で必要となるGPU {from_gpus}台に対し、{row.topology}のGPU {to_gpus}台にすると"
     if returns.payback_months is None:
         back_en, back_ja = "is not paid back within the horizon", "は期間内に回収できません"
     else:
@@ -119,10 +126,10 @@ def _change(plan: PlanRecord, row: TopologyRow, returns: Returns) -> Decision:
     if spread.saving_p05_usd_per_month <= 0:
         doubt_en, doubt_ja = " A saving is likely, not certain.", "節約は見込まれますが、確実ではありません。"
     return Decision(
-        f"Moving from {_gpus(from_gpus)} of {returns.today_topology} to {_gpus(to_gpus)} of {row.topology} should save about {saving} "
+        f"{start_en} {_gpus(to_gpus)} of {row.topology} should save about {saving} "
         f"a month (90 % of the draws: {low} to {high}) and keep {promise_en} ({kept_en}); the one-time cost of about {once} "
         f"{back_en}, and {chance_en} of the draws have a positive net present value.{doubt_en} {basis_en}",
-        f"{returns.today_topology}のGPU {from_gpus}台から{row.topology}のGPU {to_gpus}台へ移行すると、月額約{saving}の節約が見込まれ"
+        f"{start_ja}、月額約{saving}の節約が見込まれ"
         f"（試行の90%で{low}〜{high}）、{promise_ja}に処理する目標を満たします（{kept_ja}）。一時費用の約{once}{back_ja}。"
         f"試行の{chance_ja}で正味現在価値が正になります。{doubt_ja}{basis_ja}",
     )
@@ -140,11 +147,27 @@ def _stay(plan: PlanRecord, row: TopologyRow, returns: Returns) -> Decision:
     else:
         what_en = f"moving to {row.topology} does not pay for itself (net present value {shown} in 90 % of the draws)"
         what_ja = f"{row.topology}への移行は採算が取れません（正味現在価値は試行の90%で{shown_ja}）"
+    faster_en, faster_ja = _faster(plan, row, returns)
     return Decision(
         f"On cost alone there is no reason to leave {_gpus(returns.today_gpus)} of {returns.today_topology}: {what_en}; the promise "
-        f"is {promise_en}. {basis_en}",
+        f"is {promise_en}.{faster_en} {basis_en}",
         f"費用だけを見れば、{returns.today_topology}のGPU {returns.today_gpus}台を変える理由はありません。{what_ja}。目標は"
-        f"{promise_ja}です。{basis_ja}",
+        f"{promise_ja}です。{faster_ja}{basis_ja}",
+    )
+
+
+def _faster(plan: PlanRecord, row: TopologyRow, returns: Returns) -> tuple[str, str]:
+    """That users would wait less, if the intervals of the medians lie apart and today's fleet is the one that was simulated."""
+    today = plan.row(returns.today_topology)
+    old, new = today.latency_p50_s, row.latency_p50_s
+    if today.n_gpus != returns.today_gpus or None in (old.low, old.mean, new.high, new.mean):
+        return "", ""
+    if (new.high or 0.0) >= (old.low or 0.0):
+        return "", ""
+    before, after = rounded(old.mean or 0.0, is_gain=True), rounded(new.mean or 0.0, is_gain=False)
+    return (
+        f" The median latency would fall from {before:.3g} s to {after:.3g} s; what that is worth is not in this cost.",
+        f"レイテンシの中央値は{before:.3g}秒から{after:.3g}秒に下がりますが、その価値はこの費用に含まれていません。",
     )
 
 

@@ -6,14 +6,16 @@ Which laws make up a request, by topology (stack ``diffusers``, ``diffusers_tune
   window; our engine runs it inside its window only. Stock Diffusers with a LoRA takes unet_lora_step (PEFT does not fuse).
 - step with remote ControlNets = max(encoder, max over workers(Σ controlnet_step there) + workers · residual_transfer) + decoder
   + remote_join: workers that push into one GPU at once share its ingress.
-- LoRAs: fetched into the host tier if missing (lora_fetch.remote; our engine adds lora_fetch.local: check and pin), attached and detached one by one, for every request anew:
+- LoRAs: fetched into the host tier if missing (lora_fetch.remote; our engine adds lora_fetch.local: check and pin), attached and detached (one by one, by our engine together), for every request anew:
   a LoRA is not kept attached for the next request, even if that asks for the same. ``decoupled`` starts denoising at once, so
   that a fetch shorter than ``lora_patch_by_step`` steps is hidden; the other topologies wait for it.
-- text_encode before, vae_decode + request_overhead after.
+- before: text_encode (text_encode_unguided for one prompt), starting noise (latent_input) and control images (control_input); once
+  for all LoRAs of a request lora_wait; each where the profile has it. After: vae_decode + request_overhead.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -216,6 +218,7 @@ def build_service(
     noise_seed: int = 0,
     forward_batch_max: int | None = None,
     links: Sequence[Link] = (),
+    is_lora_store_local: bool = False,
 ) -> ServiceTable:
     """Predicts the service table of a workload on one topology.
 
@@ -225,6 +228,7 @@ def build_service(
             every topology, allocation and subset of the workload.
         forward_batch_max: also predict forwards of up to so many samples, for requests that run together.
         links: also predict the transfers of these, for allocations whose links differ.
+        is_lora_store_local: LoRA files lie on the host's own disk: a miss takes the engine's check and pin only.
 
     Raises:
         InputError: the profile lacks a law that these requests need, or the topology or link cannot be modelled yet.
@@ -247,7 +251,7 @@ def build_service(
     megapixels = workload.megapixels
     decode_s = _by_shape(predictor, f"{stack}.vae_decode", n_images=workload.n_images, megapixels=megapixels)
     overhead_s = float(predictor.seconds(f"{stack}.request_overhead"))
-    text_s = float(predictor.seconds(f"{stack}.text_encode"))
+    text_s = _text_s(workload, stack, predictor) + _control_input_s(workload, stack, predictor)
     lora_bytes = sizes.of_loras(workload.lora_names)
     checkpoint_bytes = sizes.of_checkpoints(workload.checkpoint_names)
     controlnet_bytes = sizes.of_controlnets(workload.controlnet_names)
@@ -261,8 +265,8 @@ def build_service(
         text_s=text_s * noise_ratio,
         denoise_alone_s=steps.denoise_s * noise_ratio,
         decode_s=(decode_s + overhead_s) * noise_ratio,
-        lora_attach_s=workload.lora_sum(_by_bytes(predictor, f"{stack}.lora_attach", lora_bytes)),
-        lora_detach_s=workload.lora_sum(_by_bytes(predictor, f"{stack}.lora_detach", lora_bytes)),
+        lora_attach_s=_patch_s(workload, predictor, f"{stack}.lora_attach", lora_bytes),
+        lora_detach_s=_patch_s(workload, predictor, f"{stack}.lora_detach", lora_bytes),
         lora_hidden_s=np.minimum(patch_by_step / workload.n_steps, 1.0) * steps.denoise_s * noise_ratio,
         noise_ratio=noise_ratio,
         plain_step_s=steps.plain_s,
@@ -275,7 +279,7 @@ def build_service(
         checkpoint_fetch_s=_by_bytes(predictor, "model_fetch.remote", checkpoint_bytes),
         controlnet_load_s=_by_bytes(predictor, f"{stack}.controlnet_load", controlnet_bytes),
         controlnet_fetch_s=_by_bytes(predictor, "model_fetch.remote", controlnet_bytes),
-        lora_fetch_s=_lora_fetch_s(predictor, topology, lora_bytes),
+        lora_fetch_s=_lora_fetch_s(predictor, topology, lora_bytes, is_store_local=is_lora_store_local),
         grades=dict(sorted(predictor.used.items())),
         _controlnet_work_s=np.where(steps.is_remote, steps.controlnet_s * steps.n_forwards, 0.0) * noise_ratio,
         batch=batch,
@@ -367,7 +371,7 @@ def _predict_steps(workload: Workload, topology: Topology, predictor: Predictor,
         return seconds
 
     controlnet_s = where_controlled(f"{stack}.controlnet_step", **shape)
-    n_forwards = _active_steps(workload).astype(np.float64)
+    n_forwards = workload.active_steps.astype(np.float64)
     none = np.zeros(n)
     if topology != "decoupled":
         if stack != "engine":
@@ -382,25 +386,10 @@ def _predict_steps(workload: Workload, topology: Topology, predictor: Predictor,
         n_bytes = predictor.fact("residual_bytes_per_sample") * workload.forward_batch.astype(np.float64)
         transfer_s = where_controlled(f"engine.residual_transfer.{link_kind}", n_bytes=n_bytes)
     # each ControlNet on a worker of its own: a step is remote while any of them is active, however many
-    n_joined = _joined_steps(workload)
+    n_joined = workload.joined_steps
     joined_s = np.maximum(encoder_s, controlnet_s + transfer_s * np.maximum(1, workload.n_controlnets)) + decoder_s
     denoise_s = (workload.n_steps - n_joined) * plain_s + n_joined * joined_s
     return _Steps(plain_s, encoder_s, decoder_s, controlnet_s, transfer_s, has_controlnets, n_forwards, denoise_s)
-
-
-def _active_steps(workload: Workload) -> Ints:
-    """ControlNet forwards of each request: over its ControlNets, the steps each is active in."""
-    counts = (sum(last - first for first, last in windows) for windows in workload.control_steps)
-    return np.fromiter(counts, dtype=np.int64, count=len(workload))
-
-
-def _joined_steps(workload: Workload) -> Ints:
-    """Steps of each request in which at least one ControlNet is active."""
-    counts = (
-        (windows[0][1] - windows[0][0]) if len(windows) == 1 else len({i for w in windows for i in range(*w)})
-        for windows in workload.control_steps
-    )
-    return np.fromiter(counts, dtype=np.int64, count=len(workload))
 
 
 def _by_shape(predictor: Predictor, law: str, **features: Ints | Floats) -> Floats:
@@ -415,12 +404,57 @@ def _by_shape(predictor: Predictor, law: str, **features: Ints | Floats) -> Floa
     return np.broadcast_to(predictor.seconds(law, **chosen), distinct.shape)[inverse]
 
 
-def _lora_fetch_s(predictor: Predictor, topology: Topology, lora_bytes: Ints) -> Floats:
-    """From the remote store into the host tier. Our engine also checks and pins the file then; stock reads it at each attach."""
-    fetch_s = _by_bytes(predictor, "lora_fetch.remote", lora_bytes)
+def _lora_fetch_s(predictor: Predictor, topology: Topology, lora_bytes: Ints, *, is_store_local: bool) -> Floats:
+    """From the store into the host tier. Our engine also checks and pins the file then; stock reads it at each attach."""
+    fetch_s = np.zeros(len(lora_bytes)) if is_store_local else _by_bytes(predictor, "lora_fetch.remote", lora_bytes)
     if STACK_OF[topology] == "engine":
         fetch_s = fetch_s + _by_bytes(predictor, "lora_fetch.local", lora_bytes)
     return fetch_s
+
+
+def _patch_s(workload: Workload, predictor: Predictor, law: str, lora_bytes: Ints) -> Floats:
+    """All LoRAs of each request onto the weights, or off them.
+
+    Our engine writes the weights once for all of them: the law at the sum of their bytes, as far as that was measured; beyond it, and in
+    the other stacks, one after the other.
+    """
+    alone_s = workload.lora_sum(_by_bytes(predictor, law, lora_bytes))
+    if law == "engine.lora_attach" and predictor.has("engine.lora_wait") and (workload.n_loras > 0).any():
+        once_s = np.where(workload.n_loras > 0, float(predictor.seconds("engine.lora_wait")), 0.0)
+    else:
+        once_s = np.zeros(len(workload))
+    several = workload.n_loras > 1
+    if not law.startswith("engine.") or not several.any():
+        return alone_s + once_s
+    n_bytes = workload.lora_sum(lora_bytes.astype(np.float64))
+    _, most = predictor.profile.laws[law].domain.get("n_bytes", (0.0, math.inf))
+    together = several & (n_bytes <= most)
+    if together.any():
+        alone_s[together] = _by_shape(predictor, law, n_bytes=n_bytes[together])
+    return alone_s + once_s
+
+
+def _text_s(workload: Workload, stack: str, predictor: Predictor) -> Floats:
+    """Prompts and starting noise; a profile that does not tell them apart has both in ``text_encode``."""
+    seconds = np.full(len(workload), float(predictor.seconds(f"{stack}.text_encode")))
+    unguided = workload.forward_batch == workload.n_images
+    if unguided.any() and predictor.has(f"{stack}.text_encode_unguided"):
+        seconds[unguided] = float(predictor.seconds(f"{stack}.text_encode_unguided"))
+    if predictor.has(f"{stack}.latent_input"):
+        return seconds + _by_shape(
+            predictor, f"{stack}.latent_input", n_images=workload.n_images, megapixels=workload.megapixels
+        )
+    return seconds
+
+
+def _control_input_s(workload: Workload, stack: str, predictor: Predictor) -> Floats:
+    """Control images onto the device, one a ControlNet; 0 by a profile without that law, which older ones are."""
+    seconds = np.zeros(len(workload))
+    has_controlnets = workload.n_controlnets > 0
+    if has_controlnets.any() and predictor.has(f"{stack}.control_input"):
+        one_s = _by_shape(predictor, f"{stack}.control_input", megapixels=workload.megapixels[has_controlnets])
+        seconds[has_controlnets] = workload.n_controlnets[has_controlnets] * one_s
+    return seconds
 
 
 def _by_bytes(predictor: Predictor, law: str, n_bytes: Ints) -> Floats:

@@ -246,6 +246,7 @@ def _repeat(scenario: Scenario, folder: Path, doubts: Sequence[Doubt], n_more: S
             folder,
             repetition,
             tuple((doubt.contender.search.topology, _allocation(doubt)) for doubt in wanted[repetition]),
+            pace.store,
         )
         for repetition in order
     )

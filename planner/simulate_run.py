@@ -198,6 +198,12 @@ def print_simulation(done: Simulation, files: Sequence[Path], console: Console) 
     for label, value in rows:
         table.add_row(label, value)
     console.print(table)
+    for grade in ("extrapolated", "assumed"):
+        laws = [law for law, said in done.grades.items() if said == grade]
+        if laws:
+            console.print(
+                Text(f"Latency laws {grade}: {len(laws)} of {len(done.grades)} ({', '.join(laws)})."), soft_wrap=True
+            )
     warmup_s = done.warmup_seen_s
     left_out_s = done.run.result.offered_until_s - metrics.window_s
     if warmup_s > left_out_s:

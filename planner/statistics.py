@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from planner.workload import Bools, Floats
 
@@ -218,10 +218,14 @@ def is_saturated(arrival_s: Floats, queue_wait_s: Floats, service_s: Floats) -> 
     y = waits[: size * n_batches].reshape(n_batches, size).mean(axis=1)
     if x[-1] <= x[0]:
         return False
-    line = stats.linregress(x, y)
-    growth_s = float(line.slope) * float(x[-1] - x[0])
-    is_significant = line.stderr == 0.0 or float(line.slope) / float(line.stderr) > 4.50
-    return bool(line.slope > 0.01 and is_significant and growth_s > 5 * float(service_s.mean()))
+    # least squares by hand: scipy.stats takes longer to load than most plans to make
+    variance, covariance, _, of_waits = np.cov(x, y, bias=True).flat
+    slope = float(covariance / variance)
+    if not (slope > 0.01 and slope * float(x[-1] - x[0]) > 5 * float(service_s.mean())):
+        return False
+    unexplained = max(0.0, float(of_waits) - slope * float(covariance))
+    error = math.sqrt(unexplained / float(variance) / (n_batches - 2))
+    return error == 0.0 or slope / error > 4.50
 
 
 def t_interval(values: Sequence[float] | Floats, level: float = 0.95) -> Interval:
@@ -239,7 +243,7 @@ def t_interval(values: Sequence[float] | Floats, level: float = 0.95) -> Interva
     mean = float(kept.mean())
     if len(kept) < 2:
         return Interval(mean, math.nan, math.nan, len(kept), level)
-    half = float(stats.t.ppf(0.5 + level / 2, len(kept) - 1)) * float(kept.std(ddof=1)) / math.sqrt(len(kept))
+    half = float(special.stdtrit(len(kept) - 1, 0.5 + level / 2)) * float(kept.std(ddof=1)) / math.sqrt(len(kept))
     return Interval(mean, mean - half, mean + half, len(kept), level)
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from planner.explain import usd
 from planner.plan_record import Estimate, PlanRecord
-from planner.report import TOPOLOGY_HEADER, grades_words, topology_cells
+from planner.report_words import TOPOLOGY_HEADER, grades_words, topology_cells
 
 WIDE_COLUMNS: Final = 132
 """What ten columns with intervals need."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from calibrate.profile import Grade
 from engine.allocation import Topology
+from planner.answers import NO_ANSWERS, Answers, answers_about, evaluation_of, plain_evaluation
 from planner.candidates import (
     Counts,
     Misfit,
@@ -55,13 +56,23 @@ class TopologySearch:
     grades: dict[str, Grade]
 
 
-def search_topology(scenario: Scenario, folder: Path, topology: Topology) -> TopologySearch:
+def search_topology(scenario: Scenario, folder: Path, topology: Topology, store: Path | None = None) -> TopologySearch:
     """The cheapest allocation of a topology that meets the SLO in one simulation with the fitted profile.
 
     Service noise has the same seed in every evaluation and topology (common random numbers).
+
+    Args:
+        store: a run store that is asked before every simulation and told afterwards; none if None.
     """
-    inputs = load_inputs(scenario, folder)
-    workload = build_traffic(scenario, folder).workload
+    with answers_about(store, scenario, folder, None) as known:
+        workload = build_traffic(scenario, folder).workload
+        return search_with(scenario, load_inputs(scenario, folder), workload, topology, known)
+
+
+def search_with(
+    scenario: Scenario, inputs: Inputs, workload: Workload, topology: Topology, known: Answers
+) -> TopologySearch:
+    """:func:`search_topology` with inputs and traffic of the caller's, of which ``known`` must be about the same."""
     service = _service(scenario, inputs, workload, topology)
     work_s = service.alone_s + service.controlnet_work_s
     load, peak = mean_load_gpus(workload, work_s), peak_hour_load_gpus(workload, work_s)
@@ -71,7 +82,7 @@ def search_topology(scenario: Scenario, folder: Path, topology: Topology) -> Top
         return TopologySearch(topology, problem, None, None, (), load, peak, dict(service.grades))
     low = fewest_base_replicas(workload, service, slo.latency_s, slo.attainment_ratio)
     shapes = shapes_of(scenario, topology, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind)
-    task = Task(Bench.of(scenario, inputs, workload, service), low)
+    task = Task(Bench.of(scenario, inputs, workload, service), low, known)
     one_each = shapes[0].allocation((1,) * (1 + len(shapes[0].controlnet_pools)))
     is_long = len(workload) > DIRECT_REQUESTS_MAX or not task.bench.is_compiled(one_each)
     coarse = (_coarse(task, shape) for shape in shapes if is_long and shape.controlnet_pools)
@@ -90,13 +101,20 @@ def search_topology(scenario: Scenario, folder: Path, topology: Topology) -> Top
 
 
 def retune(
-    scenario: Scenario, folder: Path, topology: Topology, shape: Shape, counts: Counts, repetition: int
+    scenario: Scenario,
+    folder: Path,
+    topology: Topology,
+    shape: Shape,
+    counts: Counts,
+    repetition: int,
+    store: Path | None = None,
 ) -> Counts | None:
     """The smallest allocation near ``counts`` that meets the SLO in one repetition; None if none is in reach."""
     bench = repetition_bench(scenario, folder, topology, repetition)
     slo = scenario.slo
     low = fewest_base_replicas(bench.workload, bench.service, slo.latency_s, slo.attainment_ratio)
-    found = refine(shape, Task(bench, low).evaluator(shape), counts, low)
+    with answers_about(store, scenario, folder, repetition) as known:
+        found = refine(shape, Task(bench, low, known).evaluator(shape), counts, low)
     return found.best.counts if found.best is not None else None
 
 
@@ -106,11 +124,21 @@ class Task:
 
     bench: Bench
     low: int
+    known: Answers = NO_ANSWERS
 
     def evaluator(self, shape: Shape) -> Evaluator:
         scenario = self.bench.scenario
         target, gpus_max = scenario.slo.attainment_ratio, _gpus_max(scenario)
-        return Evaluator(lambda counts: evaluate_counts(self.bench, shape, counts), target, gpus_max)
+        return Evaluator(lambda counts: self._evaluate(shape, counts), target, gpus_max)
+
+    def _evaluate(self, shape: Shape, counts: Counts) -> Evaluation:
+        return self.known.get(
+            f"evaluation {shape.topology} of {len(self.bench.workload)} requests",
+            shape.allocation(counts),
+            lambda: evaluate_counts(self.bench, shape, counts),
+            plain_evaluation,
+            evaluation_of,
+        )
 
     def search(self, shape: Shape) -> SearchOutcome:
         """The fewest replicas of a shape on this traffic."""
@@ -142,7 +170,7 @@ def _coarse(task: Task, shape: Shape) -> SearchOutcome:
     # ControlNet workers are sized for the mean load; the busiest stretch has more of it
     busier = (len(part) / part.duration_s) / (len(workload) / workload.duration_s)
     busy_shape = replace(shape, controlnet_loads=tuple(load * busier for load in shape.controlnet_loads))
-    on_part = Task(Bench.of(scenario, task.bench.inputs, part, table), 1)
+    on_part = Task(Bench.of(scenario, task.bench.inputs, part, table), 1, task.known)
     evaluator = on_part.evaluator(busy_shape)
     start = on_part.informed_screen(evaluator, controlnet_counts(busy_shape, CONTROLNET_LOADS[0]))
     found = search(busy_shape, evaluator, start, 1, tolerance_ratio=COARSE_TOLERANCE)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -17,11 +19,12 @@ from traces.trace import Trace
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Windows = tuple[tuple[int, int], ...]
 ROUNDING: Final = 1e-9
 """Slack when a share of the steps meets a whole step: shares are decimal fractions such as 0.1, steps are integers."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: what is derived from the columns is worked out once and kept
 class Workload:
     """n requests in order of arrival; every per-request column has length n and ids are codes into the name tables.
 
@@ -58,27 +61,55 @@ class Workload:
     def __len__(self) -> int:
         return len(self.request_ids)
 
-    @property
+    @cached_property
     def n_controlnets(self) -> Ints:
         """ControlNets of each request."""
         return _lengths(self.controlnets)
 
-    @property
+    @cached_property
     def n_loras(self) -> Ints:
         """LoRAs of each request."""
         return _lengths(self.loras)
 
-    @property
+    @cached_property
     def has_add_ons(self) -> Bools:
         """Whether each request uses a ControlNet or a LoRA."""
         return (self.n_controlnets + self.n_loras) > 0
 
+    @cached_property
+    def controlnet_uses(self) -> Ints:
+        """Code of every use of a ControlNet, request after request."""
+        return _chained(self.controlnets, self.n_controlnets)
+
+    @cached_property
+    def lora_uses(self) -> Ints:
+        """Code of every use of a LoRA, request after request."""
+        return _chained(self.loras, self.n_loras)
+
+    @cached_property
+    def use_steps(self) -> Ints:
+        """Steps in which each of ``controlnet_uses`` is active."""
+        flat = chain.from_iterable(chain.from_iterable(self.control_steps))
+        n_uses = len(self.controlnet_uses)
+        bounds = np.fromiter(flat, dtype=np.int64, count=2 * n_uses).reshape(n_uses, 2)
+        return bounds[:, 1] - bounds[:, 0]
+
+    @cached_property
+    def active_steps(self) -> Ints:
+        """ControlNet forwards of each request: over its ControlNets, the steps each is active in."""
+        return _of_each(self.control_steps, lambda windows: sum(last - first for first, last in windows))
+
+    @cached_property
+    def joined_steps(self) -> Ints:
+        """Steps of each request in which at least one ControlNet is active."""
+        return _of_each(
+            self.control_steps, lambda windows: len({step for window in windows for step in range(*window)})
+        )
+
     def lora_sum(self, per_lora: Floats) -> Floats:
         """For each request, the sum of ``per_lora`` (one value a LoRA code) over its LoRAs."""
-        counts = self.n_loras
-        flat = np.fromiter((code for codes in self.loras for code in codes), dtype=np.int64, count=int(counts.sum()))
-        rows = np.repeat(np.arange(len(self)), counts)
-        return np.bincount(rows, weights=per_lora[flat], minlength=len(self)).astype(np.float64)
+        rows = np.repeat(np.arange(len(self)), self.n_loras)
+        return np.bincount(rows, weights=per_lora[self.lora_uses], minlength=len(self)).astype(np.float64)
 
     def subset(self, mask: Bools) -> Workload:
         """The requests where ``mask`` (bool, length n) holds, with the same name tables and window.
@@ -143,7 +174,7 @@ def build_workload(trace: Trace) -> Workload:
         controlnet_codes,
     )
     lora_codes: dict[str, int] = {}
-    loras = tuple(tuple(lora_codes.setdefault(name, len(lora_codes)) for name in names) for names in frame["lora_ids"])
+    loras = _lora_codes(frame["lora_ids"], lora_codes)
     return Workload(
         request_ids=request_ids,
         request_key=np.array([_digest(name) for name in request_ids], dtype=np.uint64),
@@ -174,26 +205,41 @@ def _active_controlnets(
     ends: Iterable[tuple[float, ...]],
     n_steps: Iterable[int],
     codes: dict[str, int],
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[tuple[int, int], ...], ...]]:
+) -> tuple[tuple[tuple[int, ...], ...], tuple[Windows, ...]]:
+    known: dict[object, tuple[tuple[int, ...], Windows]] = {}  # the same few combinations repeat over many requests
     controlnets: list[tuple[int, ...]] = []
-    windows: list[tuple[tuple[int, int], ...]] = []
-    for names, weights, begins, stops, steps in zip(ids, scales, starts, ends, n_steps, strict=True):
-        if not len(names):
+    windows: list[Windows] = []
+    for asked in zip(ids, scales, starts, ends, n_steps, strict=True):
+        if not asked[0]:
             controlnets.append(())
             windows.append(())
             continue
-        active: list[int] = []
-        ranges: list[tuple[int, int]] = []
-        for j, name in enumerate(names):
-            start, end = begins[j] if j < len(begins) else 0.0, stops[j] if j < len(stops) else 1.0
-            window = (0, steps) if start == 0.0 and end == 1.0 else _step_window(start, end, steps)
-            if (j < len(weights) and weights[j] == 0.0) or window[0] >= window[1]:
-                continue
-            active.append(codes.setdefault(name, len(codes)))
-            ranges.append(window)
-        controlnets.append(tuple(active))
-        windows.append(tuple(ranges))
+        found = known.get(asked)
+        if found is None:
+            found = known[asked] = _active(*asked, codes)
+        controlnets.append(found[0])
+        windows.append(found[1])
     return tuple(controlnets), tuple(windows)
+
+
+def _active(
+    names: Sequence[str],
+    weights: Sequence[float],
+    begins: Sequence[float],
+    stops: Sequence[float],
+    n_steps: int,
+    codes: dict[str, int],
+) -> tuple[tuple[int, ...], Windows]:
+    active: list[int] = []
+    ranges: list[tuple[int, int]] = []
+    for j, name in enumerate(names):
+        start, end = begins[j] if j < len(begins) else 0.0, stops[j] if j < len(stops) else 1.0
+        window = (0, n_steps) if start == 0.0 and end == 1.0 else _step_window(start, end, n_steps)
+        if (j < len(weights) and weights[j] == 0.0) or window[0] >= window[1]:
+            continue
+        active.append(codes.setdefault(name, len(codes)))
+        ranges.append(window)
+    return tuple(active), tuple(ranges)
 
 
 def _step_window(start: float, end: float, n_steps: int) -> tuple[int, int]:
@@ -202,9 +248,18 @@ def _step_window(start: float, end: float, n_steps: int) -> tuple[int, int]:
 
 
 def _codes(names: pd.Series[str]) -> tuple[Ints, tuple[str, ...]]:
-    table: dict[str, int] = {}
-    codes = np.fromiter((table.setdefault(name, len(table)) for name in names), dtype=np.int64, count=len(names))
-    return codes, tuple(table)
+    codes, table = pd.factorize(names.to_numpy(dtype=object), use_na_sentinel=False)  # in order of first use
+    return codes.astype(np.int64), tuple(str(name) for name in table)
+
+
+def _lora_codes(lists: Iterable[tuple[str, ...]], codes: dict[str, int]) -> tuple[tuple[int, ...], ...]:
+    known: dict[tuple[str, ...], tuple[int, ...]] = {}
+    found = []
+    for names in lists:
+        if names not in known:
+            known[names] = tuple(codes.setdefault(name, len(codes)) for name in names)
+        found.append(known[names])
+    return tuple(found)
 
 
 def _digest(name: str) -> int:
@@ -212,4 +267,20 @@ def _digest(name: str) -> int:
 
 
 def _lengths(lists: Sequence[Sequence[int]]) -> Ints:
-    return np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+    return _kept(np.fromiter(map(len, lists), dtype=np.int64, count=len(lists)))
+
+
+def _chained(lists: Sequence[Sequence[int]], counts: Ints) -> Ints:
+    return _kept(np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=int(counts.sum())))
+
+
+def _of_each(lists: Sequence[Windows], value_of: Callable[[Windows], int]) -> Ints:
+    """``value_of`` each entry, worked out once for those that are equal."""
+    known = {windows: value_of(windows) for windows in set(lists)}
+    return _kept(np.fromiter((known[windows] for windows in lists), dtype=np.int64, count=len(lists)))
+
+
+def _kept(values: Ints) -> Ints:
+    """Read-only, because everybody who asks gets the same array."""
+    values.setflags(write=False)
+    return values

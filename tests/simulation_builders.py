@@ -46,10 +46,10 @@ def workload_of(arrival_s: Sequence[float], **columns: Any) -> Workload:
 
 
 CONSTANT_S: Mapping[str, float] = MappingProxyType({
-    "text_encode": 0.5, "vae_decode": 0.25, "request_overhead": 0.25,
+    "text_encode": 0.5, "text_encode_unguided": 0.5, "latent_input": 0.0, "lora_wait": 0.0, "vae_decode": 0.25, "request_overhead": 0.25,
     "unet_step": 0.1, "unet_lora_step": 0.2, "controlnet_step": 0.05, "encoder_step": 0.04, "decoder_step": 0.06,
     "residual_transfer": 0.01, "remote_join": 0.002,
-    "lora_attach": 0.125, "lora_detach": 0.0625, "lora_fetch": 2.0,
+    "control_input": 0.0, "lora_attach": 0.125, "lora_detach": 0.0625, "lora_fetch": 2.0,
     "checkpoint_load": 4.0, "controlnet_load": 1.0, "model_fetch": 8.0, "worker_start": 60.0,
 })  # fmt: skip
 """Seconds of every quantity in :func:`constant_profile`: easy to add up by hand, and no two sums alike."""

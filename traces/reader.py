@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -95,7 +97,31 @@ def _series_of_arrow(column: pa.ChunkedArray) -> pd.Series[Any]:
     kind = column.type
     if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and column.null_count == 0:
         return pd.Series(column.to_numpy())
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_plain(kind.value_type):
+        return pd.Series(_tuples(column), dtype=object)
     return pd.Series(column.to_pylist(), dtype=object)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(is_text or pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _tuples(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Cells of a column of lists; equal ones of a chunk are one object, for the same few lists repeat over many rows."""
+    cells = np.empty(len(column), dtype=object)
+    row = 0
+    for chunk in column.chunks:
+        known: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # lists of one type: no 1 and 1.0 that look alike
+        values = chunk.values.to_pylist()
+        bounds = chunk.offsets.to_pylist()
+        is_null = chunk.is_null().to_pylist() if chunk.null_count else None
+        for k in range(len(chunk)):
+            if is_null is None or not is_null[k]:
+                cell = tuple(values[bounds[k] : bounds[k + 1]])
+                cells[row] = known.setdefault(cell, cell)
+            row += 1
+    return cells
 
 
 def _stored_provenance(path: Path, metadata: dict[bytes, bytes]) -> tuple[Provenance, float] | None:

@@ -102,7 +102,7 @@ REQUEST_RECORD_COLUMNS: Final[tuple[Column, ...]] = (
     Column("text_s", "float", "s", "Text encoding.", default=0.0),
     Column("denoise_s", "float", "s", "All denoising steps.", default=0.0),
     Column("denoise_alone_s", "float", "s", "The same steps had nobody else shared its ControlNet workers; null if not known, as in "
-           "an engine's log of a request that used such workers.", is_nullable=True),
+           "an engine's log of a request that had company there.", is_nullable=True),
     Column("decode_s", "float", "s", "VAE decode and everything after it.", default=0.0),
     Column("n_lora_misses", "int", "", "LoRAs that had to be fetched into the host tier.", default=0),
     Column("n_controlnet_misses", "int", "", "ControlNets that had to be loaded.", default=0),

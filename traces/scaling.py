@@ -78,6 +78,55 @@ def scaled_busiest_window(
     return Trace(requests, provenance, end_s - start_s)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScaledRows:
+    """Scaled and cut traffic as rows of the trace, in order of arrival."""
+
+    source: IntArray
+    """Row of the trace. [n]"""
+    copy: IntArray
+    """Number of the copy, 0 for the trace itself. [n]"""
+    arrival_s: FloatArray
+    """From the start of the cut. [n]"""
+    duration_s: float
+
+
+def scaled_rows(
+    trace: Trace,
+    factor: float,
+    shift_law: ShiftLaw = "same_hours",
+    seed: int = 0,
+    *,
+    window_s: tuple[float, float] | None = None,
+    busiest_s: float | None = None,
+) -> ScaledRows:
+    """Which requests :func:`scale_traffic`, then :func:`window` or :func:`busiest_window`, give, without building them.
+
+    Args:
+        window_s: start and end of the window that is kept.
+        busiest_s: instead, the length of the busiest one.
+
+    Raises:
+        InputError: as those functions.
+    """
+    _check_scaling(factor, shift_law, len(trace))
+    if factor == 1:
+        rows = np.arange(len(trace), dtype=np.int64)
+        copies = _Copies(rows, np.zeros_like(rows), trace.requests["arrival_s"].to_numpy(dtype=np.float64), "")
+    else:
+        copies = _copies(trace, factor, shift_law, seed)
+    start_s, end_s = 0.0, trace.duration_s
+    if window_s is not None:
+        start_s, end_s = window_s
+        if not 0 <= start_s < end_s <= trace.duration_s:
+            allowed = f"0 ≤ start < end ≤ {trace.duration_s:g} s, the trace's length"
+            raise one_problem("window", f"got {start_s:g}..{end_s:g} s", allowed)
+    elif busiest_s is not None:
+        start_s, end_s = _busiest(copies.arrival_s, trace.duration_s, busiest_s)
+    part = _bounds(copies.arrival_s, start_s, end_s, trace.duration_s)
+    return ScaledRows(copies.source[part], copies.copy[part], copies.arrival_s[part] - start_s, end_s - start_s)
+
+
 def window(trace: Trace, start_s: float, end_s: float) -> Trace:
     """The requests with ``start_s`` ≤ arrival < ``end_s`` (the window's own end included), as a trace that starts at 0.
 

@@ -49,7 +49,7 @@ def flatten(workload: Workload) -> FlatWorkload:
     asks = np.zeros((n, 3), dtype=np.int32)
     asks[:, a.CHECKPOINT] = workload.checkpoint
     asks[:, a.N_STEPS] = workload.n_steps
-    n_loras, n_controlnets = _lengths(workload.loras), _lengths(workload.controlnets)
+    n_loras, n_controlnets = _counted(workload.n_loras), _counted(workload.n_controlnets)
     add_on_start = np.zeros((0, 2), dtype=np.int32)
     if n_loras.any() or n_controlnets.any():
         add_on_start = np.zeros((n + 1, 2), dtype=np.int32)
@@ -57,7 +57,7 @@ def flatten(workload: Workload) -> FlatWorkload:
         np.cumsum(n_controlnets, out=add_on_start[1:, a.CONTROLNETS])
     n_uses = int(n_controlnets.sum())
     controlnet = np.zeros((n_uses, 3), dtype=np.int32)
-    controlnet[:, a.CODE] = np.fromiter(chain.from_iterable(workload.controlnets), dtype=np.int32, count=n_uses)
+    controlnet[:, a.CODE] = workload.controlnet_uses
     if n_uses:
         windows = chain.from_iterable(chain.from_iterable(workload.control_steps))
         controlnet[:, a.FIRST_STEP :] = np.fromiter(windows, dtype=np.int32, count=2 * n_uses).reshape(n_uses, 2)
@@ -69,7 +69,7 @@ def flatten(workload: Workload) -> FlatWorkload:
         expiry_order=limited[np.argsort(expiry_s[limited], kind="stable")].astype(np.int64),
         asks=asks,
         add_on_start=add_on_start,
-        lora=np.fromiter(chain.from_iterable(workload.loras), dtype=np.int32, count=int(n_loras.sum())),
+        lora=workload.lora_uses.astype(np.int32),
         controlnet=controlnet,
         need=need,
         first_of_need=first_of_need,
@@ -118,8 +118,7 @@ def flat_tables(services: Sequence[ServiceTable], flat: FlatWorkload) -> Tables:
     return tables
 
 
-def _lengths(lists: Sequence[tuple[int, ...]]) -> Ints:
-    counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+def _counted(counts: Ints) -> Ints:
     if counts.sum() >= 2**31:
         raise NotModelledError((f"{counts.sum()} add-ons of one kind",))
     return counts

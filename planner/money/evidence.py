@@ -62,17 +62,26 @@ def read_evidence(path: Path) -> tuple[PlanRecord, Evidence | None, str]:
         inputs = load_inputs(scenario, here)
         workload = build_traffic(scenario, here, 0).workload
         allocation = read_allocation(folder / "allocation.json")
-        records = _records(folder / "requests.parquet", workload)
+        path = folder / "requests.parquet"
+        records = _ordered(read_table(path, REQUEST_RECORD_COLUMNS), workload, str(path))
     except InputError as error:  # the plan stands without them: said in the result, not swallowed
         return plan, None, f"what lies beside the plan cannot be used: {error.problems[0]}"
     return plan, Evidence(plan, scenario, here, inputs, workload, allocation, records), ""
 
 
-def _records(path: Path, workload: Workload) -> pd.DataFrame:
-    frame = read_table(path, REQUEST_RECORD_COLUMNS)
+def evidence_of(
+    plan: PlanRecord, scenario: Scenario, folder: Path, allocation: Allocation, requests: pd.DataFrame
+) -> Evidence:
+    """The same of a plan that was just made: ``requests`` are the records of its first repetition."""
+    workload = build_traffic(scenario, folder, 0).workload
+    records = _ordered(requests, workload, "the plan's records")
+    return Evidence(plan, scenario, folder, load_inputs(scenario, folder), workload, allocation, records)
+
+
+def _ordered(frame: pd.DataFrame, workload: Workload, where: str) -> pd.DataFrame:
     if sorted(frame["request_id"]) != sorted(workload.request_ids):
         raise one_problem(
-            str(path), f"has {len(frame)} requests that are not the scenario's {len(workload)}",
+            where, f"has {len(frame)} requests that are not the scenario's {len(workload)}",
             "the records of this plan's first repetition", "Plan again",
         )  # fmt: skip
     return frame.set_index("request_id").loc[list(workload.request_ids)].reset_index()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import numpy as np
+
+from engine.allocation import TOPOLOGIES
+from planner.attribution import Attribution
 from planner.money.assumptions import Assumptions
 from planner.money.evidence import Evidence, LoadRange, attribution_of, load_range, model_traffic, read_evidence
 from planner.money.lines import CostLines, Fleet, ModelTraffic, cost_lines, migration_usd, price_usd_per_gpu_hour
@@ -28,7 +33,11 @@ from planner.money.returns import (
 from planner.money.shares import Shares, divide
 from planner.money.value import ValueLines, is_valued, value_lines
 from planner.plan_record import PlanRecord, TopologyRow
+from planner.waterfall import BASELINES, against_words
 from traces.problems import one_problem
+
+PARTS: Final = tuple(topology for topology, _ in BASELINES)
+"""Rows whose part of a saving would be in the next row's, were they left out without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,8 @@ class Priced:
     is_recommended: bool
     saving_usd_per_month: float | None
     """Against the priced row before it; None in the first."""
+    against: str = ""
+    """What it is compared with, and whose part is in its saving too (``planner.waterfall.against_words``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,8 @@ class Returns:
     break_even_traffic_ratio: float | None
     tornado: tuple[Swing, ...]
     spread: Spread
+    cumulative_usd: tuple[float, ...]
+    """Undiscounted savings less the one-time cost, after 0, 1, … months; payback is where they reach zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,24 +91,53 @@ class Roi:
     """What is left out, and why."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ground:
+    """What a return rests on and no assumption changes: read once, asked with many assumptions."""
+
+    plan: PlanRecord
+    evidence: Evidence | None
+    why_not: str
+    """Why there is no evidence; empty if there is."""
+    models: ModelTraffic | None
+    attribution: Attribution | None
+
+
+def read_ground(path: Path) -> Ground:
+    """Reads a plan and what lies beside it; raises :class:`InputError` if it cannot be read or recommends nothing."""
+    plan, evidence, why_not = read_evidence(path)
+    if plan.recommended is None:
+        raise one_problem(str(path), "recommends nothing, so it has no return", "a plan that recommends an allocation")
+    if evidence is None:
+        return Ground(plan, None, why_not, None, None)
+    return ground_on(evidence)
+
+
+def ground_on(evidence: Evidence) -> Ground:
+    """What the return of a plan rests on, all of it at hand."""
+    return Ground(evidence.plan, evidence, "", model_traffic(evidence), attribution_of(evidence))
+
+
 def make_roi(path: Path, assumptions: Assumptions) -> Roi:
     """Works a plan's return out; nothing is simulated.
 
     Raises:
         InputError: the plan cannot be read or recommends nothing, or today's topology did not compete in it.
     """
-    plan, evidence, why_not = read_evidence(path)
-    if plan.recommended is None:
-        raise one_problem(str(path), "recommends nothing, so it has no return", "a plan that recommends an allocation")
+    return roi_on(read_ground(path), assumptions)
+
+
+def roi_on(ground: Ground, assumptions: Assumptions) -> Roi:
+    """The return under these assumptions; raises :class:`InputError` if today's topology did not compete in the plan."""
+    plan, evidence, models = ground.plan, ground.evidence, ground.models
     notes = []
-    models = model_traffic(evidence) if evidence is not None else None
     if evidence is None:
-        notes.append(f"Storage, egress and the division of the cost are left out: {why_not}.")
+        notes.append(f"Storage, egress and the division of the cost are left out: {ground.why_not}.")
     waterfall = _waterfall(plan, assumptions, models)
     new = next(row for row in waterfall if row.is_recommended)
     ranges = _load_ranges(plan, assumptions)
     returns = _returns(plan, assumptions, models, new, dict(ranges), notes)
-    shares = divide(attribution_of(evidence), new.cost) if evidence is not None else None
+    shares = divide(ground.attribution, new.cost) if ground.attribution is not None else None
     if models is not None:
         notes.append(
             "Loads that the records count are priced as if each came from the store: an upper bound. All topologies are taken to "
@@ -105,7 +147,7 @@ def make_roi(path: Path, assumptions: Assumptions) -> Roi:
         notes.append("Lower latency earns nothing here: the value curves are off (assumptions: value).")
     return Roi(
         plan, assumptions, evidence, price_usd_per_gpu_hour(plan.ids, assumptions), models, waterfall, returns,
-        _bought(plan, assumptions, plan.row(plan.recommended), notes), ranges, shares, tuple(notes),
+        _bought(plan, assumptions, plan.row(new.topology), notes), ranges, shares, tuple(notes),
     )  # fmt: skip
 
 
@@ -122,16 +164,19 @@ def _value(plan: PlanRecord, row: TopologyRow, assumptions: Assumptions) -> Valu
 def _waterfall(plan: PlanRecord, assumptions: Assumptions, models: ModelTraffic | None) -> tuple[Priced, ...]:
     """Stock, tuned, our engine, decoupled: those that keep the promise, so that no gain is credited to a later row."""
     found: list[Priced] = []
-    for row in plan.topologies:
-        if row.verdict != "meets_slo" or row.n_gpus is None:
+    skipped: list[str] = []
+    rows = {row.topology: row for row in plan.topologies}
+    for topology in TOPOLOGIES:  # the waterfall's order, whatever the scenario's
+        row = rows.get(topology)
+        if row is None or row.verdict != "meets_slo" or row.n_gpus is None:
+            skipped += [topology] if topology in PARTS else []
             continue
         cost = cost_lines(_fleet(row), plan.ids, assumptions, models)
         saving = found[-1].cost.total_usd - cost.total_usd if found else None
-        found.append(
-            Priced(
-                row.topology, row.n_gpus, cost, _value(plan, row, assumptions), row.topology == plan.recommended, saving
-            )
-        )
+        against = against_words(found[-1].topology, skipped) if found else ""
+        is_new = topology == plan.recommended
+        found.append(Priced(topology, row.n_gpus, cost, _value(plan, row, assumptions), is_new, saving, against))
+        skipped = []
     return tuple(found)
 
 
@@ -188,10 +233,12 @@ def _returns(
     if today.n_gpus is None:  # a fleet that is counted has no error
         factors["gpu_time_today"] = (ranges[row.topology].low, ranges[row.topology].high)
     one = neutral()
+    cumulative = np.cumsum([-float(investment_usd(change, one)), *map(float, savings_usd(change, one))])
     return Returns(
         row.topology, n_gpus, today_cost, float(savings_usd(change, one)[0]), float(investment_usd(change, one)),
         float(npv_usd(change, one)), payback_months(change, one), break_even_traffic(change),
         tuple(tornado(change, factors)), monte_carlo(change, factors, unsure.n_draws, plan.ids.seed),
+        tuple(cumulative.tolist()),
     )  # fmt: skip
 
 
@@ -217,6 +264,10 @@ def _bought(
     if own.gpu_purchase_usd is None or own.hosting_usd_per_gpu_month is None:
         notes.append("Buying GPUs is not priced: give ownership.gpu_purchase_usd and hosting_usd_per_gpu_month.")
         return ()
+    notes.append(
+        "Buying is compared with renting the same GPUs all hours of the month. A fleet that scales by itself rents those beyond the mean "
+        "load for fewer hours: buy them only if those are more than 'cheaper than renting above' says."
+    )
     n_gpus = row.n_gpus or 0
     at_peak = max(0, n_gpus - max(1, round((row.mean_load_gpus or 0.0) + 0.5)))
     price = price_usd_per_gpu_hour(plan.ids, assumptions)

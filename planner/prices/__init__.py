@@ -18,7 +18,8 @@ from traces.problems import InputError, Problem, one_problem
 SHIPPED: Final = Path(__file__).parent
 FILE_BYTES_MAX: Final = 2**20
 STALE_AFTER_DAYS: Final = 90
-Purchase = Literal["on_demand", "spot"]
+Purchase = Literal["on_demand", "reserved", "spot"]
+"""Reserved: paid for every hour of a long term, used or not."""
 
 
 class _Record(BaseModel):

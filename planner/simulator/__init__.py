@@ -3,6 +3,7 @@
 from planner.simulator.mechanisms import mechanisms_in_use
 from planner.simulator.model import simulate
 from planner.simulator.result import ProfileFacts, SimulationResult
+from planner.simulator.start_state import Held, StartState
 from planner.simulator.world import World
 
-__all__ = ["ProfileFacts", "SimulationResult", "World", "mechanisms_in_use", "simulate"]
+__all__ = ["Held", "ProfileFacts", "SimulationResult", "StartState", "World", "mechanisms_in_use", "simulate"]

@@ -21,8 +21,7 @@ def gpu_hours(workers: pd.DataFrame, begin_s: float, end_s: float) -> dict[str, 
     Raises:
         ValueError: the window is reversed.
     """
-    if end_s < begin_s:
-        raise ValueError(f"the window is {begin_s:g}..{end_s:g} s; its end must not come before its start")
+    _check(begin_s, end_s)
     first, last = workers["start_s"].to_numpy(np.float64), workers["end_s"].to_numpy(np.float64)
     n_gpus = workers["n_gpus"].to_numpy(np.int64)
     pool = workers["pool"].to_numpy(dtype=object)
@@ -35,3 +34,32 @@ def gpu_hours(workers: pd.DataFrame, begin_s: float, end_s: float) -> dict[str, 
         away_s = float(overlap_s[rows][is_unpaid[rows]].sum())
         hours[str(pool[rows[0]])] += int(n_gpus[rows].max()) * (end_s - begin_s - away_s) / SECONDS_PER_HOUR
     return hours
+
+
+def held_ratio(workers: pd.DataFrame, begin_s: float, end_s: float) -> tuple[float, ...]:
+    """Share of a window in which at least 1, 2, … GPUs are allocated, up to the most that there ever are; its sum is their mean.
+
+    Raises:
+        ValueError: the window is reversed or empty.
+    """
+    _check(begin_s, end_s)
+    if end_s == begin_s:
+        raise ValueError(f"the window at {begin_s:g} s is empty; its end must come after its start")
+    first = np.clip(workers["start_s"].to_numpy(np.float64), begin_s, end_s)
+    last = np.clip(workers["end_s"].to_numpy(np.float64), begin_s, end_s)
+    is_unpaid = (workers["state"].to_numpy(dtype=object) == "down") & (workers["n_gpus"].to_numpy(np.int64) == 0)
+    of_worker = workers.groupby("worker_id", sort=False)["n_gpus"].transform("max").to_numpy(np.int64)
+    n_all = int(workers.groupby("worker_id", sort=False)["n_gpus"].max().sum())
+    away = of_worker[is_unpaid]
+    times_s = np.concatenate([[begin_s], first[is_unpaid], last[is_unpaid], [end_s]])
+    changes = np.concatenate([[n_all], -away, away, [0]])
+    order = np.argsort(times_s, kind="stable")
+    held = np.cumsum(changes[order])[:-1]
+    seconds = np.bincount(held, weights=np.diff(times_s[order]), minlength=n_all + 1)
+    at_least = np.cumsum(seconds[::-1])[::-1][1:] / (end_s - begin_s)
+    return tuple(float(share) for share in at_least if share > 0.0)
+
+
+def _check(begin_s: float, end_s: float) -> None:
+    if end_s < begin_s:
+        raise ValueError(f"the window is {begin_s:g}..{end_s:g} s; its end must not come before its start")

@@ -99,8 +99,6 @@ class Autoscaler:
     def wanted(self, n_current: int, n_ready: int, now_s: float) -> int:
         """Replicas to ask for now. ``n_current``: asked for so far; ``n_ready``: of those, how many serve."""
         settings = self.settings
-        self._ongoing.look(now_s)
-        self._busy.look(now_s)
         if settings.kind == "kpa":
             n = self._kpa(n_ready, now_s)
         elif settings.kind == "ray_serve":
@@ -126,16 +124,20 @@ class Autoscaler:
                 return 0  # the HPA rests while KEDA keeps the pool at zero
             wanted = autoscale.hpa_for_total(metric, settings.target_value, n_current, settings.tolerance_ratio)
         else:
+            self._busy.look(now_s)
             usage_sum = self._busy.mean(now_s, settings.look_s)
             wanted = autoscale.hpa_for_usage(
                 usage_sum, n_ready, n_current - n_ready, settings.target_value, n_current, settings.tolerance_ratio
             )  # fmt: skip
+        n_min = max(1, settings.min_replicas)  # to zero is KEDA's own decision
+        if wanted == n_current or wanted < n_current == n_min:
+            # no window, rate or bound makes anything else of it
+            self._recommend(wanted, now_s)
+            return n_current
         held = autoscale.hpa_stabilised(
             n_current, wanted, self._times_s, self._recommended, now_s, settings.up_window_s, settings.down_window_s
         )
-        self._remember(
-            self._times_s, self._recommended, now_s, wanted, max(settings.up_window_s, settings.down_window_s)
-        )
+        self._recommend(wanted, now_s)
         ups = [max(change, 0) for change in self._event_changes]
         downs = [max(-change, 0) for change in self._event_changes]
 
@@ -150,13 +152,16 @@ class Autoscaler:
             n_current, changed(ups, settings.down_period_s), changed(downs, settings.down_period_s),
             settings.down_replicas, settings.down_ratio,
         )  # fmt: skip
-        n_min = max(1, settings.min_replicas)  # to zero is KEDA's own decision
         n = autoscale.hpa_limited(n_current, held, n_min, settings.max_replicas, most, fewest)
         if n != n_current:
             self._remember(
                 self._event_times_s, self._event_changes, now_s, n - n_current, max(settings.up_period_s, settings.down_period_s)
             )  # fmt: skip
         return n
+
+    def _recommend(self, wanted: int, now_s: float) -> None:
+        window_s = max(self.settings.up_window_s, self.settings.down_window_s)
+        self._remember(self._times_s, self._recommended, now_s, wanted, window_s)
 
     @staticmethod
     def _remember(times_s: list[float], values: list[int], now_s: float, value: int, window_s: float) -> None:
@@ -169,6 +174,7 @@ class Autoscaler:
 
     def _kpa(self, n_ready: int, now_s: float) -> int:
         settings = self.settings
+        self._ongoing.look(now_s)
         n, self._panic_since_s, self._n_panic_max = autoscale.kpa_step(
             self._ongoing.mean(now_s, settings.stable_window_s),
             self._ongoing.mean(now_s, settings.stable_window_s * settings.panic_window_ratio),
@@ -188,6 +194,7 @@ class Autoscaler:
     def _ray_serve(self, n_current: int, n_ready: int, now_s: float) -> int:
         settings = self.settings
         to_zero_s = settings.downscale_to_zero_delay_s
+        self._ongoing.look(now_s)
 
         def looks(delay_s: float) -> int:
             return int(delay_s / settings.look_s)

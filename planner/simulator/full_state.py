@@ -142,6 +142,11 @@ class FullState(StaticRun):
         bandwidth = math.inf if store is None else store.bandwidth_gib_per_s * GIB
         self._store = Store(self.env, bandwidth)
 
+    @property
+    def lora_tiers(self) -> list[HostTier] | None:
+        """Of each base replica its host's; None where each has a cache of its own."""
+        return self._tiers
+
     def _build_fleet(self, base_pools: Sequence[Pool], controlnet_pools: Sequence[Pool]) -> None:
         pools = [*self._allocation.pools_of("base"), *self._allocation.pools_of("controlnet")]
         n_base = len(base_pools)

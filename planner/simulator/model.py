@@ -40,6 +40,7 @@ from planner.simulator.replicas import (
     check_services,
 )
 from planner.simulator.result import ProfileFacts, SimulationResult
+from planner.simulator.start_state import StartState, set_start
 from planner.simulator.world import STILL, World
 from planner.workload import Workload
 
@@ -53,6 +54,7 @@ def simulate(
     *,
     until_s: float | None = None,
     world: World = STILL,
+    start: StartState | None = None,
 ) -> SimulationResult:
     """Runs the workload through the allocation, from empty queues until every accepted request has ended.
 
@@ -64,6 +66,7 @@ def simulate(
             ControlNet pool may have one too, if its workers are of another kind than those of the base pools.
         profile_facts: the same for every pool, or by pool name where GPU kinds differ.
         until_s: leaves out requests that arrive at or after this; those before it still run to their end.
+        start: what the workers hold at the start, beside what their pools name; None: nothing.
 
     Raises:
         InputError: something the requests need does not fit a device, a base pool has no table, or a mechanism is set in a way
@@ -75,9 +78,13 @@ def simulate(
     offered_until_s = workload.duration_s if until_s is None else until_s
     is_mixed = any(pool.name in services for pool in allocation.pools_of("controlnet"))
     if mechanisms_in_use(allocation, world) or is_mixed or not isinstance(profile_facts, ProfileFacts):
-        return simulate_fully(workload, allocation, services, sizes, profile_facts, n_requests, offered_until_s, world)
+        return simulate_fully(
+            workload, allocation, services, sizes, profile_facts, n_requests, offered_until_s, world, start
+        )
     check_memory(allocation, workload, sizes, profile_facts, n_requests)
     run = StaticRun(workload, allocation, services, sizes, profile_facts, n_requests)
+    if start is not None:
+        set_start(start, workload, run.replicas, run.workers, None)
     run.run()
     check_residency(run.replicas, run.workers)
     result = run.recorder.result(run.env.n_events, offered_until_s)
@@ -94,6 +101,7 @@ def simulate_fully(
     n_requests: int,
     offered_until_s: float,
     world: World,
+    start: StartState | None = None,
 ) -> SimulationResult:
     """:func:`simulate` with every mechanism at hand, whether one is on or not."""
     from planner.simulator.full_run import FullRun  # it extends StaticRun
@@ -102,6 +110,8 @@ def simulate_fully(
     check_memory(allocation, workload, sizes, profile_facts, n_requests)
     run = FullRun(workload, allocation, services, sizes, profile_facts, n_requests, world)
     run.set_window(offered_until_s)
+    if start is not None:
+        set_start(start, workload, run.replicas, run.workers, run.lora_tiers)
     run.run()
     check_residency(run.replicas, run.workers)
     run.check_tiers()

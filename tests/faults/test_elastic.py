@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ import pytest
 from engine.allocation import Allocation, Link, Policies, Pool
 from engine.catalogue import Catalogue, CatalogueEntry
 from engine.serving.engine import Engine
+from engine.serving.engine_view import WorkerView
 from engine.serving.job import ControlUse, LoraUse
+from engine.serving.warm_shapes import read_warm_shapes
 from tests.faults import rig
 from traces.problems import InputError
 
@@ -96,6 +100,20 @@ def test_links_decide_which_base_uses_which_controlnet_worker_and_can_be_moved(t
     rig.run(test)
 
 
+def test_each_half_of_a_pair_uses_a_controlnet_worker_of_its_own_if_there_are_two(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig.engine(tmp_path, rig.allocation(pairs=1, controlnets=2)) as made:
+            job = rig.job("a", controls=(ControlUse("c"), ControlUse("d")))
+            running = asyncio.create_task(made.submit(job))
+            await rig.until(lambda: bool(made.orders.batches), "it runs")
+            workers = made.orders.batches["pair-0"].start.controlnet_workers
+            assert sorted(sorted(set(of_rank.values())) for of_rank in workers) == [["cn-0"], ["cn-1"]]
+            rig.check_done(job, await running)
+            rig.check_books(made)
+
+    rig.run(test)
+
+
 def test_an_allocation_whose_new_workers_do_not_get_ready_changes_nothing(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig.engine(tmp_path, rig.allocation(colocated=1)) as made:
@@ -154,5 +172,46 @@ def test_stop_ends_every_job_with_a_reason(tmp_path: Path) -> None:
             for outcome in await asyncio.gather(*load):
                 assert (outcome.status, outcome.reason) == ("failed", "the engine was stopped")
             rig.check_books(made)
+
+    rig.run(test)
+
+
+def test_a_controlnet_worker_that_loads_for_one_client_goes_on_serving_the_others(tmp_path: Path) -> None:
+    async def test() -> None:
+        plan = rig.allocation(decoupled=2, controlnets=1)
+        bounds = replace(rig.BOUNDS, line_s=20.0)
+        async with rig.engine(tmp_path, plan, options={"controlnet_load_s": 3.0}, bounds=bounds) as made:
+            await rig.all_ready(made)
+            known = rig.job("known", controls=(ControlUse("c0"),))
+            rig.check_done(known, await made.submit(known))
+            new = rig.job("new", controls=(ControlUse("c1"),))
+            loading = asyncio.create_task(made.submit(new))
+            await rig.until(lambda: len(made.orders.batches) == 1, "the load has begun")
+            for k in range(3):
+                beside = rig.job(f"beside-{k}", k, controls=(ControlUse("c0"),))
+                rig.check_done(beside, await made.submit(beside))
+                assert not loading.done(), "it ended before a request that did not have to wait for its load"
+            rig.check_done(new, await loading)
+            rig.check_books(made)
+
+    rig.run(test)
+
+
+def test_a_worker_is_ready_once_it_has_captured_its_warm_shapes_and_again_after_a_restart(tmp_path: Path) -> None:
+    async def test() -> None:
+        warm = read_warm_shapes("16x16:1,16x16:2")
+        async with rig.engine(tmp_path, rig.allocation(decoupled=1), options={"warm_s": 0.3}, warm=warm) as made:
+
+            def base() -> WorkerView:
+                return next(worker for worker in made.view().workers if worker.role == "base")
+
+            assert (base().state, base().shapes) == ("ready", ("16x16:1", "16x16:2"))
+            rig.send_signal(made, "base-0", signal.SIGKILL)
+            await rig.until(
+                lambda: base().state == "starting" and "warm shapes" in base().reason, "it says what it is at"
+            )
+            assert base().shapes == ()
+            await rig.all_ready(made)
+            assert base().shapes == ("16x16:1", "16x16:2")
 
     rig.run(test)

@@ -79,7 +79,7 @@ def test_a_killed_controlnet_worker_costs_an_attempt_not_the_base_worker(tmp_pat
             pids = {name: made.replicas[name].ranks[0].pid for name in ("base-0", "base-1")}
             running, beside = await started(made, job), await started(made, plain)
             batch = made.orders.batches[runs_on(made, "a")]
-            victim = batch.start.controlnet_workers["c"]
+            victim = batch.start.controlnet_workers[0]["c"]
             rig.send_signal(made, victim, signal.SIGKILL)
             outcome, untouched = await running, await beside
             rig.check_done(job, outcome)

@@ -73,6 +73,16 @@ def test_queueing_neighbours_widen_the_interval(tmp_path: Path) -> None:
     assert width["runs"] > 2 * width["apart"]
 
 
+def test_a_faster_mean_does_not_hide_slower_slow_requests(tmp_path: Path) -> None:
+    latency_s = latencies(1, 6.0)  # p95 11.6 s, p99 15 s
+    faster = np.where(np.arange(1200) % 12 == 0, 13.0, np.maximum(latency_s - 3.0, 0.1))
+    found = judge(log(tmp_path / "a", latency_s), log(tmp_path / "b", faster))
+    assert found.verdict == "B is better"
+    assert "slow requests are slower: p95 latency +" in found.sentence
+    plain = judge(log(tmp_path / "c", latencies(1, 6.0)), log(tmp_path / "d", latencies(2, 4.0)))
+    assert "slower" not in plain.sentence
+
+
 def test_failures_stop_a_roll_out_that_is_faster(tmp_path: Path) -> None:
     found = judge(log(tmp_path / "a", latencies(1, 6.0)), log(tmp_path / "b", latencies(2, 4.0), n_failed=60))
     assert found.verdict == "guardrail broken"

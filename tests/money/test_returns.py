@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.money.assumptions import Horizon
@@ -83,6 +83,7 @@ def test_one_gpu_that_is_mostly_idle_does_not_grow_with_a_little_more_work() -> 
     assert slack_ratio(5, 1, 0.35) == 1.0
 
 
+@settings(deadline=None)
 @given(st.floats(1, 200), st.floats(1, 200), st.floats(0, 1e6), st.floats(0.3, 1.0), st.floats(1.0, 3.0))
 def test_the_tornado_is_sorted_and_its_ends_are_values_of_the_same_change(
     today: float, new: float, once_usd: float, low: float, high: float
@@ -93,6 +94,27 @@ def test_the_tornado_is_sorted_and_its_ends_are_values_of_the_same_change(
     assert widths == sorted(widths, reverse=True)
     for swing in swings:
         assert swing.npv_at_low_usd == npv_usd(found, {**neutral(), swing.factor: low})
+
+
+def test_the_ends_of_the_tornado_are_reckoned_by_hand() -> None:
+    swings = {swing.factor: swing for swing in tornado(change(), {"traffic": (0.5, 1.5), "migration": (0.5, 2.0)})}
+    # half the traffic: 5 against 3 GPUs at 1000 USD for 24 months, half as much again: 15 against 9
+    assert (swings["traffic"].npv_at_low_usd, swings["traffic"].npv_at_high_usd) == (40_000, 136_000)
+    assert (swings["migration"].npv_at_low_usd, swings["migration"].npv_at_high_usd) == (92_000, 80_000)
+    assert swings["traffic"].width_usd == 96_000
+
+
+def test_the_quantiles_of_the_draws_are_those_of_the_triangle() -> None:
+    """The value is straight in the price of a GPU: 96,000 USD times it, less 8,000."""
+    spread = monte_carlo(change(), {"gpu_price": (0.8, 1.3)}, 40_000, 3)
+    low, high = 0.8, 1.3
+    # a triangle with its peak at 1 holds (x − low)² / ((high − low)(1 − low)) below x < 1, likewise from above
+    at_05 = low + np.sqrt(0.05 * (high - low) * (1 - low))
+    at_95 = high - np.sqrt(0.05 * (high - low) * (high - 1))
+    # standard error of a quantile: √(p(1−p)/n) / density = 0.0011 / 1.41 and 0.0011 / 1.15 of 96,000 USD: four of them
+    assert spread.npv_p05_usd == pytest.approx(96_000 * at_05 - 8_000, abs=310)
+    assert spread.npv_p95_usd == pytest.approx(96_000 * at_95 - 8_000, abs=380)
+    assert spread.probability_npv_positive == 1.0
 
 
 def test_draws_repeat_to_the_bit_and_lie_between_the_extremes() -> None:

@@ -85,9 +85,14 @@ def test_a_plan_without_a_roadmap_keeps_its_bytes_and_the_report_shows_one_that_
 ) -> None:
     assert "roadmap" not in json.loads((katz_a / "plan.json").read_text(encoding="utf-8"))
     assert to_json(read_plan(katz_a)) == (katz_a / "plan.json").read_text(encoding="utf-8")
-    assert "Roadmap" not in (katz_a / "report.md").read_text(encoding="utf-8")
-    assert "## Roadmap" in (with_roadmap / "report.md").read_text(encoding="utf-8")
-    assert "<h2>Roadmap</h2>" in (with_roadmap / "report.html").read_text(encoding="utf-8")
+    without, having = ((folder / "report.md").read_text(encoding="utf-8") for folder in (katz_a, with_roadmap))
+    assert "are not simulated yet" in without
+    assert "diffplan roi PLAN --into-plan" in without
+    assert "are not simulated yet" not in having
+    page = (with_roadmap / "report.html").read_text(encoding="utf-8")
+    for phase in read_plan(with_roadmap).roadmap:
+        assert f"### {phase.number}. {phase.name.capitalize()}" in having
+        assert f"<h3>{phase.number}. {phase.name.capitalize()}</h3>" in page
 
 
 def test_the_new_fleet_of_a_phase_is_exported_and_the_others_say_why_not(
@@ -156,3 +161,21 @@ def test_one_busy_hour_of_four_is_autoscaled_for_less(tmp_path: Path) -> None:
     assert fourth.is_worthwhile
     assert (fourth.cost_usd_per_month or 0) < (fixed.cost_usd_per_month or 0)
     assert (fourth.slo_attainment_ratio.mean or 0) >= 0.8
+    assert plan.autoscaling is not None
+    assert plan.autoscaling.chosen is not None
+    assert fourth.allocation == plan.autoscaling.allocation
+    assert fourth.cost_usd_per_month == plan.autoscaling.chosen.cost_usd_per_month
+    # the same repetitions of the same fleet as in the plan
+    assert fourth.slo_attainment_ratio.mean == pytest.approx(
+        plan.autoscaling.chosen.slo_attainment_ratio.mean, rel=1e-9
+    )
+    assert fourth.test is not None
+    assert fourth.test.is_no_worse_test
+
+
+def test_the_roadmap_says_of_autoscaling_what_the_plan_says(with_roadmap: Path) -> None:
+    plan = read_plan(with_roadmap)
+    assert plan.autoscaling is not None
+    fourth = plan.roadmap[3]
+    assert fourth.is_worthwhile == (plan.autoscaling.verdict == "autoscale")
+    assert fourth.what == plan.autoscaling.why

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.attribution import Attribution
@@ -57,6 +57,7 @@ def uneven(n: int, seed: int) -> Attribution:
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 60), st.integers(0, 2**32 - 1), st.floats(0.01, 1e6), st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1e4)
 )  # fmt: skip

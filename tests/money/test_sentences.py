@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.money.assumptions import Assumptions
+from planner.money.assumptions import Assumptions, read_assumptions
 from planner.money.roi import Roi, make_roi
+from planner.plan_record import Estimate
 from planner.sentences import chance_words, decision, rounded
 
 KANA = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
@@ -34,13 +35,22 @@ def check(roi: Roi) -> tuple[str, str]:
 def test_service_a_moves_and_both_languages_have_the_same_numbers(katz_a: Path) -> None:
     roi = make_roi(katz_a, Assumptions())
     english, japanese = check(roi)
-    assert english.startswith("Moving from 15 GPUs of diffusers to 5 GPUs of colocated should save about $")
     assert roi.returns is not None
+    new = roi.plan.row("colocated").n_gpus
+    start = f"Against the {roi.returns.today_gpus} GPUs that diffusers would need, {new} GPUs of colocated should save about $"
+    assert english.startswith(start)
     shown = int(re.findall(r"about \$([\d,]+)", english)[0].replace(",", ""))
     assert 0.9 * roi.returns.saving_usd_per_month <= shown <= roi.returns.saving_usd_per_month
     amounts = re.compile(r"\$[\d,]*\d")
     assert amounts.findall(english) == amounts.findall(japanese)
     assert len(amounts.findall(english)) == 4
+
+
+def test_only_a_fleet_that_its_owner_has_stated_is_moved_from(katz_a: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("today:\n  topology: diffusers\n  n_gpus: 18\n", encoding="utf-8")
+    english, japanese = check(make_roi(katz_a, read_assumptions(tmp_path / "mine.yaml")))
+    assert english.startswith("Moving from 18 GPUs of diffusers to ")
+    assert "GPU 18台から" in japanese
 
 
 def test_service_b_has_no_saving_to_state_and_states_none(katz_b: Path) -> None:
@@ -72,10 +82,29 @@ def test_an_unlikely_return_is_no_reason_to_change(katz_a: Path) -> None:
     roi = make_roi(katz_a, Assumptions())
     assert roi.returns is not None
     spread = replace(roi.returns.spread, probability_npv_positive=0.49)
-    english, _ = check(replace(roi, returns=replace(roi.returns, spread=spread)))
+    english, japanese = check(replace(roi, returns=replace(roi.returns, spread=spread)))
     assert english.startswith("On cost alone there is no reason to leave")
+    old, new = roi.plan.row("diffusers").latency_p50_s, roi.plan.row("colocated").latency_p50_s
+    before, after = map(float, re.findall(r"would fall from ([\d.]+) s to ([\d.]+) s", english)[0])
+    # the gain is never shown larger than it is
+    assert before <= (old.mean or 0.0)
+    assert after >= (new.mean or 0.0)
+    assert f"{before:g}秒から{after:g}秒" in japanese
 
 
+def test_a_latency_that_may_be_the_same_is_not_called_lower(katz_a: Path) -> None:
+    roi = make_roi(katz_a, Assumptions())
+    assert roi.returns is not None
+    spread = replace(roi.returns.spread, probability_npv_positive=0.49)
+    rows = tuple(
+        row.model_copy(update={"latency_p50_s": Estimate(mean=5.0, low=4.0, high=6.0)}) for row in roi.plan.topologies
+    )
+    same = roi.plan.model_copy(update={"topologies": rows})
+    english, _ = check(replace(roi, plan=same, returns=replace(roi.returns, spread=spread)))
+    assert "median" not in english
+
+
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e9), st.booleans())
 def test_gains_are_never_rounded_up_and_costs_never_down(value: float, is_gain: bool) -> None:
     for signed in (value, -value):
@@ -85,6 +114,7 @@ def test_gains_are_never_rounded_up_and_costs_never_down(value: float, is_gain: 
         assert abs(shown - signed) <= 0.1 * value + slack
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_no_chance_reads_as_certain(probability: float) -> None:
     english, japanese = chance_words(probability)

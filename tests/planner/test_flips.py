@@ -42,13 +42,17 @@ def test_equal_sizes_leave_the_winner_in_place() -> None:
 
 
 def test_a_law_flips_the_choice_where_its_share_of_the_work_says() -> None:
-    # the winner's work is half this law: 10 (1 + g) / 2 > 13 from g = 1.6 on
+    # the winner's work is half this law: 10 (1 + g) / 2 > 13 + 0.5 from g = 1.7 on
     flips = _law_flips("law", lambda g: {"colocated": 10 * (1 + g) / 2, "decoupled": 13.0}, "colocated")
     assert [(flip.what, flip.then) for flip in flips] == [("law", "decoupled")]
     # 7 bisections of log 2
-    assert flips[0].winner_until == pytest.approx(1.6, rel=math.log(2) / 2**7)
+    assert flips[0].winner_until == pytest.approx(1.7, rel=math.log(2) / 2**7)
 
 
 def test_a_topology_that_can_no_longer_keep_the_promise_loses() -> None:
     flips = _law_flips("law", lambda g: {"colocated": math.inf if g > 1.3 else 10.0, "decoupled": 90.0}, "colocated")
     assert flips[0].winner_until == pytest.approx(1.3, rel=math.log(2) / 2**7)
+
+
+def test_fleets_of_one_gpu_that_idle_do_not_change_places_over_a_fraction_of_a_gpu() -> None:
+    assert _law_flips("law", lambda g: {"colocated": 0.9 + 0.1 * g, "decoupled": 1.0}, "colocated") == []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cost import cost_of
-from planner.waterfall import build_waterfall
+from planner.waterfall import build_waterfall, holds_more
 
 
 def test_cost_per_image_counts_idle_gpus() -> None:
@@ -62,12 +62,30 @@ def test_a_row_that_misses_the_slo_has_no_price_and_is_skipped_in_the_comparison
     assert built.baseline == "diffusers_tuned"
 
 
-@given(
-    st.dictionaries(st.sampled_from(["diffusers", "diffusers_tuned", "colocated"]), st.integers(1, 10**6)),
-    st.integers(1, 10**6),
-)
+PRICED = st.dictionaries(st.sampled_from(["diffusers", "diffusers_tuned", "colocated"]), st.integers(1, 10**6))
+
+
+@settings(deadline=None)
+@given(PRICED, st.integers(1, 10**6))
 def test_the_steps_always_sum_to_the_saving(gpus: dict[str, int], recommended: int) -> None:
     costs = {name: (n, float(n)) for name, n in {**gpus, "decoupled": recommended}.items()}
     built = build_waterfall(costs, {}, "decoupled")
     # whole dollars under 2**53: the sum is exact
     assert sum(step.saving_usd_per_month or 0.0 for step in built.steps) == built.saving_usd_per_month
+
+
+@settings(deadline=None)
+@given(PRICED, st.integers(1, 10**6))
+def test_decoupling_is_credited_with_no_more_than_it_adds_to_the_same_engine_or_the_step_says_so(
+    gpus: dict[str, int], recommended: int
+) -> None:
+    costs = {name: (n, float(n)) for name, n in {**gpus, "decoupled": recommended}.items()}
+    last = build_waterfall(costs, {}, "decoupled").steps[-1]
+    if "colocated" in gpus:
+        assert last.saving_usd_per_month == gpus["colocated"] - recommended
+        assert not holds_more(last.note)
+    elif gpus:
+        assert holds_more(last.note)
+        assert "colocated" in last.note
+    else:
+        assert last.saving_usd_per_month is None

@@ -46,7 +46,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[dict[int, float], 
     truth: dict[str, tuple[dict[int, float], float]] = {}
 
     def confirm(
-        scenario: Scenario, folder: Path, repetition: int, allocations: tuple[tuple[str, Allocation], ...]
+        scenario: Scenario, folder: Path, repetition: int, allocations: tuple[tuple[str, Allocation], ...], store: None
     ) -> tuple[Any, ...]:
         return tuple(
             drawn(truth[topology][0].get(allocation.n_gpus, 0.0), truth[topology][1], repetition)

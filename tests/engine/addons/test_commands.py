@@ -7,14 +7,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engine.catalogue import read_catalogue
+from engine.catalogue import CatalogueEntry, read_catalogue
 from engine.frontdoor.catalogue_file import CatalogueFile
-from engine.models import ModelSpec, build_controlnet
-from engine.registry.changes import history
+from engine.models import ModelSpec, build_controlnet, build_models
+from engine.registry.changes import history, update_catalogue
+from engine.registry.checkpoint_check import PARTS
 from engine.registry.resolve import resolve
 from tests.engine.registry.files import lora_bytes
 
@@ -64,6 +66,35 @@ def test_a_controlnets_folder_enters_too(addons: Callable, store: Path, catalogu
     assert addons("add", *words).code == 0
     assert addons("verify", "--store", store).out == "as admitted: 1\n"
     assert [entry.kind for entry in read_catalogue(catalogue).entries.values()] == ["controlnet"]
+
+
+def test_a_checkpoints_folder_enters_and_a_replaced_part_is_found(
+    addons: Callable, store: Path, catalogue: Path
+) -> None:
+    models = build_models(ModelSpec.tiny())
+    for name in PARTS:
+        getattr(models, name).save_pretrained(store / "photo" / name)
+    models.scheduler().save_pretrained(store / "photo" / "scheduler")
+    label = ("--kind", "base", "--name", "photo", "--version", 1, "--architecture", "tiny", "--who", "ann")
+    assert addons("add", "photo", *label, "--store", store).code == 0
+    (entry,) = read_catalogue(catalogue).entries.values()
+    assert (entry.kind, len(entry.id), entry.stage) == ("base", 64, "trial")
+    assert addons("verify", "--store", store).out == "as admitted: 1\n"
+    (store / "photo" / "vae" / "config.json").unlink()
+    done = addons("verify", "--store", store)
+    assert done.code == 2
+    assert "photo@1" in done.err
+
+
+def test_entries_without_a_file_have_nothing_to_verify(addons: Callable, store: Path, catalogue: Path) -> None:
+    drawn = CatalogueEntry("drawn", "base", "tiny", name="drawn", version="1", file="seed:4")
+    sized = CatalogueEntry("sized", "lora", "tiny", name="sized", version="1", bytes=1000)
+    update_catalogue(
+        catalogue, lambda known: replace(known, entries={"drawn": drawn, "sized": sized}), who="ann", what="two"
+    )
+    done = addons("verify", "--store", store)
+    assert done.code == 0
+    assert done.out == "as admitted: 0\nnothing to verify, random weights and entries without a file: 2\n"
 
 
 def test_a_serving_engine_means_by_a_name_what_the_commands_last_said(

@@ -11,8 +11,8 @@ from typing import Any
 
 from engine.allocation import Allocation, Policies, Pool
 from engine.catalogue import Catalogue
-from engine.frontdoor.port import EngineView, WorkerView
 from engine.serving.dispatcher import Dispatcher
+from engine.serving.engine_view import EngineView, WorkerView
 from engine.serving.job import Job, Outcome, StageSeconds, WorkerResult
 from engine.serving.ports import BaseReplicaInfo, Start
 

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.frontdoor.health import DoneWatch, HealthLimits, engine_health, worst
 from engine.frontdoor.metrics import ADD_ON_LABELS_MAX, FrontMetrics
-from engine.frontdoor.port import EngineView, WorkerView
 from engine.frontdoor.request_log import RequestTrail
 from engine.frontdoor.tenants import Tenant, hash_token
+from engine.serving.engine_view import EngineView, WorkerView
 from engine.serving.job import Job, LoraUse
 from engine.serving.ports import DispatchSnapshot
 from tests.engine.frontdoor.conftest import Door, OpenDoor, run

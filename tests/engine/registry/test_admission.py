@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_not_admitted(tmp_path: Path) -> None:
         admit(store, "style.safetensors", "lora", "sdxl", Label("style", "1"))
     with pytest.raises(InputError, match="needs one of sdxl, tiny"):
         admit(store, "style.safetensors", "lora", "flux", Label("style", "1"))
-    with pytest.raises(InputError, match="Enter base models by hand"):
+    with pytest.raises(StoreError, match="cannot be opened"):
         admit(store, "style.safetensors", "base", "tiny", Label("style", "1"))
 
 

@@ -241,6 +241,22 @@ def test_what_cannot_be_in_time_is_rejected_once_service_times_are_known() -> No
     assert "no replica that could serve it is up" in world.outcomes["r5"].reason
 
 
+def test_an_idle_replica_tries_what_is_believed_too_slow_and_so_learns_better() -> None:
+    world = World(Policies(admission_slack_ratio=1.0))
+    world.base()
+    world.submit("captures", deadline_s=100.0)
+    world.now_s = 60.0
+    world.done()  # the first of its shape
+    for k in range(30):
+        world.submit(f"r{k}", deadline_s=10.0)
+        assert world.runs() == {"b0": [f"r{k}"]}
+        world.now_s += 2.0
+        world.done()
+    world.submit("running", deadline_s=10.0)
+    world.submit("behind", deadline_s=10.0)  # 2 s and what is left of the first 60 are believed of each by now
+    assert world.dispatcher.snapshot().n_waiting == 1
+
+
 # batches
 
 

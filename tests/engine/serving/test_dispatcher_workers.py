@@ -142,9 +142,9 @@ def test_controlnets_go_to_attached_workers_that_host_them_the_least_loaded_firs
     world.controlnet("c0", ("canny", "depth"), ("b0", "b1"))
     world.controlnet("c1", ("canny",), ("b0", "b1"))
     world.submit("r1", controls=("depth",))
-    assert world.started[-1].controlnet_workers == {"depth": "c0"}
+    assert world.started[-1].controlnet_workers == ({"depth": "c0"},)
     world.submit("r2", controls=("canny",))
-    assert world.started[-1].controlnet_workers == {"canny": "c1"}
+    assert world.started[-1].controlnet_workers == ({"canny": "c1"},)
     world.submit("r3", controls=("canny",))  # b2 reaches no worker
     assert world.dispatcher.snapshot().n_waiting == 1
     world.dispatcher.attached("b2", "c0")
@@ -162,7 +162,25 @@ def test_among_equally_loaded_workers_one_that_holds_the_controlnet_is_chosen() 
     world.controlnet("c0")
     world.controlnet("c1", resident=("canny",))
     world.submit("r1", controls=("canny",))
-    assert world.started[-1].controlnet_workers == {"canny": "c1"}
+    assert world.started[-1].controlnet_workers == ({"canny": "c1"},)
+
+
+def test_each_half_of_a_guided_job_has_a_worker_of_its_own_where_there_are_two_and_shares_one_where_not() -> None:
+    world = World()
+    world.base(topology="decoupled_cfg2")
+    world.controlnet("c0")
+    world.submit("r1", controls=("canny", "depth"))
+    assert world.started[-1].controlnet_workers == ({"canny": "c0", "depth": "c0"},) * 2
+    world.done()
+    world.controlnet("c1")
+    world.submit("r2", controls=("canny", "depth"))
+    assert world.started[-1].controlnet_workers == (
+        {"canny": "c0", "depth": "c0"},
+        {"canny": "c1", "depth": "c1"},
+    )
+    world.submit("r3", controls=("canny",), guidance_scale=1.0)  # the first rank works alone
+    world.done()
+    assert world.started[-1].controlnet_workers == ({"canny": "c0"},) * 2
 
 
 def test_a_draining_or_lost_or_detached_controlnet_worker_gets_nothing_and_plain_jobs_are_not_held_up() -> None:
@@ -179,7 +197,7 @@ def test_a_draining_or_lost_or_detached_controlnet_worker_gets_nothing_and_plain
     assert world.runs() == {"b0": ["r2"]}
     world.done()
     world.controlnet("c1")
-    assert world.started[-1].controlnet_workers == {"canny": "c1"}
+    assert world.started[-1].controlnet_workers == ({"canny": "c1"},)
 
 
 def test_what_runs_in_process_needs_no_controlnet_worker_and_waits_for_its_loras_before_the_first_step() -> None:
@@ -187,5 +205,25 @@ def test_what_runs_in_process_needs_no_controlnet_worker_and_waits_for_its_loras
     world.base(topology="colocated", controlnet_ids=("canny",))
     world.submit("r1", controls=("canny",), loras=("l",))
     start = world.started[-1]
-    assert start.controlnet_workers == {}
+    assert start.controlnet_workers == ({},)
     assert start.patch_by_step == 0
+
+
+def test_batches_that_share_a_controlnet_worker_at_the_same_time_say_so_and_others_do_not() -> None:
+    pools = [Pool("base", "base", 2, "any", topology="decoupled", controlnet_ids=())]
+    pools += [Pool(name, "controlnet", 1, "any", controlnet_ids=(name,)) for name in ("a", "b")]
+    world = World(pools=pools)
+    for name in ("b0", "b1"):
+        world.base(name)
+    world.controlnet("c0", ids=["a"], bases=["b0", "b1"])
+    world.controlnet("c1", ids=["b"], bases=["b0", "b1"])
+    world.submit("first", controls=["a"])
+    world.submit("beside it", controls=["b"])
+    world.done("b1")
+    world.submit("later", controls=["a"])
+    world.done("b0")
+    world.submit("after it", controls=["b"])
+    for worker in ("b0", "b1"):
+        world.done(worker)
+    had_company = {name: outcome.had_company for name, outcome in world.outcomes.items()}
+    assert had_company == {"first": True, "beside it": False, "later": True, "after it": False}

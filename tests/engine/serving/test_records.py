@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from engine.allocation import Pool
-from engine.frontdoor.port import WorkerView
+from engine.serving.engine_view import WorkerView
 from engine.serving.events import Event
 from engine.serving.job import ControlUse, Job, Outcome, StageSeconds, WorkerResult
 from engine.serving.line_file import LineFiles, LineFileSettings, ReadReport, line_files, read_lines
@@ -61,10 +62,11 @@ def test_stages_that_are_longer_than_the_engine_saw_shrink_together() -> None:
     assert (row["text_s"], row["denoise_s"], row["overhead_s"]) == (0.5, 2.5, -3.0)
 
 
-def test_time_alone_is_known_only_where_nobody_could_share() -> None:
-    assert request_row(Job("r1"), done(denoise_s=2.0))["denoise_alone_s"] == 2.0
+def test_time_alone_is_known_only_where_nobody_shared() -> None:
     with_net = Job("r1", controls=(ControlUse("n"),))
-    assert request_row(with_net, done(denoise_s=2.0))["denoise_alone_s"] is None
+    assert request_row(with_net, done(denoise_s=2.0))["denoise_alone_s"] == 2.0
+    shared = replace(done(denoise_s=2.0), had_company=True)
+    assert request_row(with_net, shared)["denoise_alone_s"] is None
 
 
 def test_a_request_that_was_not_done_has_no_latency_and_no_stages() -> None:
@@ -199,6 +201,7 @@ def test_a_disk_that_fails_loses_lines_and_says_so_but_stops_nobody(
 
 WRITER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from engine.serving.line_file import LineFiles
 lines = LineFiles(Path(sys.argv[1]), "log", lambda: 0.0)

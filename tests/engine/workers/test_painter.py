@@ -17,6 +17,7 @@ from PIL import Image
 
 from engine.models import ModelSpec, build_controlnet, build_models
 from engine.options import ImageRequest
+from engine.pixels import to_file
 from engine.registry.random_lora import seed_of
 from engine.schedule import Schedule, euler_step, guide, scaled_input
 from engine.serving.job import ControlUse, Job, LoraUse
@@ -218,7 +219,7 @@ def test_jobs_of_a_batch_get_the_pictures_they_get_alone(painter: SdxlPainter, l
     files = painter.finish(wants_images=True)
     painter.restore()
     assert [len(of_job) for of_job in files] == [1, 2]
-    assert Image.open(io.BytesIO(files[1][0])).size == (SIZE_PX, SIZE_PX)
+    assert Image.open(io.BytesIO(to_file(files[1][0]))).size == (SIZE_PX, SIZE_PX)
 
 
 def test_checkpoints_and_controlnets_take_each_others_place_and_come_back_the_same() -> None:
@@ -226,7 +227,8 @@ def test_checkpoints_and_controlnets_take_each_others_place_and_come_back_the_sa
     job, other = job_of(controls=(ControlUse("a"),)), job_of(base_model_id="other", controls=(ControlUse("b"),))
     assert not painter.activate("default")
     first, second = paint(painter, [job]), paint(painter, [other])
-    assert painter.resident() == {"base_model_ids": ["other"], "controlnet_ids": ["b"]}
+    size = f"{SIZE_PX}x{SIZE_PX}:1"
+    assert painter.resident() == {"base_model_ids": ["other"], "controlnet_ids": ["b"], "shapes": [size]}
     assert not torch.equal(first, second)
     assert painter.activate("default")
     assert torch.equal(paint(painter, [job]), first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from pathlib import Path
 
 import pytest
 
@@ -13,14 +14,17 @@ from planner.scenario import load_scenario
 from planner.simulator import SimulationResult, simulate
 from planner.traffic import build_traffic, busiest_stretch
 
-# sha256 of the request and worker tables as CSV (shortest round-trip decimals), taken before the first mechanism was added
+# sha256 of the request and worker tables as CSV (shortest round-trip decimals), of a profile that never changes. The simulator
+# before the first mechanism wrote the same bytes on the same service times (those of our engine have changed since: several LoRAs
+# are put on the weights together).
 GOLDEN = {
-    ("small", "diffusers", (3,)): "b6ccc681c1fac600332d7140e115a03a",
-    ("small", "colocated", (2,)): "9a98d3ae36930d3902a0404d249365fc",
-    ("small", "decoupled", (2, 2)): "d70925240fdca04527d4768200b1a051",
-    ("provider_fast", "diffusers_tuned", (30,)): "f345be638486ce958fd27a82aa48b500",
-    ("provider_fast", "decoupled", (22, 12)): "3117635aacc36b6bd6a72a53f512de2f",
+    ("small", "diffusers", (3,)): "5dfb781c8a65467611962659ce13a28a",
+    ("small", "colocated", (2,)): "e4e1d650ed2b7d50c8061a106717fdb5",
+    ("small", "decoupled", (2, 2)): "90cc233bb75fa3e785eff718fd9dea00",
+    ("provider_fast", "diffusers_tuned", (30,)): "a66bcbd1bf1e28fedbeb7a7787597c9c",
+    ("provider_fast", "decoupled", (22, 12)): "78b1debad62765ff320a04545285239c",
 }
+PROFILE = Path(__file__).parents[2] / "data" / "provisional_profile.json"
 N_REQUESTS = 2_000
 
 
@@ -35,6 +39,8 @@ def digest(result: SimulationResult) -> str:
 
 def simulated(name: str, topology: str, counts: tuple[int, ...]) -> SimulationResult:
     scenario, folder = load_scenario(f"sample:{name}")
+    profile = scenario.profile.model_copy(update={"name": str(PROFILE), "extrapolate": True})
+    scenario = scenario.model_copy(update={"profile": profile})
     inputs = load_inputs(scenario, folder)
     workload = busiest_stretch(build_traffic(scenario, folder).workload, N_REQUESTS)
     service = service_table(scenario, inputs, workload, topology, draw=None, noise_seed=7)  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""What else could be chosen, in a report: how to buy the GPUs, and settings and GPU kinds other than the scenario's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from planner.decision_record import PurchaseRow, PurchasingRecord, SettingsRecord
+from planner.explain import usd
+from planner.report_blocks import Block, Grid, Heading, Paragraph
+
+PURCHASING_HEADER: Final = ("fleet", "on demand", "reserved", "spot", "$/month", "against the plan", "simulated")
+SETTINGS_HEADER: Final = (
+    "setting", "value", "GPUs", "$/month", "against the scenario", "in time at the same size", "promised share within",
+)  # fmt: skip
+
+
+def purchasing_blocks(found: PurchasingRecord | None) -> list[Block]:
+    """The recommended fleet by purchase type; nothing for a plan that does not say."""
+    if found is None:
+        return []
+    rows = tuple(_purchase_row(row) for row in found.rows)
+    prices = "; ".join(
+        f"{one.purchase.replace('_', ' ')} ${one.price_usd_per_gpu_hour:.2f} ({one.source})"
+        for one in found.prices
+        if one.price_usd_per_gpu_hour is not None
+    )
+    return [
+        Heading("On demand, reserved or spot"), Paragraph(found.sentence), Grid(PURCHASING_HEADER, rows, found.best),
+        Paragraph(f"A GPU-hour: {prices}.", "muted"),
+    ]  # fmt: skip
+
+
+def _purchase_row(row: PurchaseRow) -> tuple[str, ...]:
+    counts = (str(count) if count else "–" for count in (row.n_on_demand, row.n_reserved, row.n_spot))
+    cost, gap = usd(row.cost_usd_per_month), usd(row.difference_usd_per_month)
+    return (
+        "scaling by itself" if row.is_scaled else "fixed size",
+        *counts,
+        cost,
+        gap,
+        "yes" if row.is_simulated else "without interruptions",
+    )
+
+
+def settings_blocks(found: SettingsRecord | None) -> list[Block]:
+    """One setting changed at a time; nothing for a plan that does not say or where nothing else can matter."""
+    if found is None or len(found.rows) < 2:
+        return []
+    rows = tuple(
+        (
+            row.setting or "as planned",
+            row.value if row.setting else "–",
+            "not found" if row.n_gpus is None else str(row.n_gpus),
+            usd(row.cost_usd_per_month),
+            usd(row.difference_usd_per_month),
+            "–" if row.same_size_attainment_ratio is None else f"{row.same_size_attainment_ratio:.2%}",
+            "–" if row.same_size_latency_at_target_s is None else f"{row.same_size_latency_at_target_s:.2f} s",
+        )
+        for row in found.rows
+    )
+    return [
+        Heading("Other settings, one at a time"), Paragraph(found.sentence), Grid(SETTINGS_HEADER, rows, 0),
+        Paragraph(f"Simulated on {found.simulated_on}.", "muted"),
+    ]  # fmt: skip
