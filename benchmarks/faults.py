@@ -90,6 +90,8 @@ class Row:
     n_wrong: int = 0
     n_retried: int = 0
     n_failed_with_reason: int = 0
+    reasons: list[str] = field(default_factory=list)
+    """Why jobs failed, each once."""
     recovery_s: list[float] = field(default_factory=list)
     device_used_bytes: list[list[int]] = field(default_factory=list)
 
@@ -99,8 +101,9 @@ class Row:
         seconds = plain.pop("recovery_s")
         plain["recovery_s_median"] = round(statistics.median(seconds), 3) if seconds else None
         plain["recovery_s_max"] = round(max(seconds), 3) if seconds else None
-        if not plain["device_used_bytes"]:
-            del plain["device_used_bytes"]
+        for name in ("device_used_bytes", "reasons"):
+            if not plain[name]:
+                del plain[name]
         return plain
 
 
@@ -214,6 +217,7 @@ class Bench:
                 row.n_lost += 1
             elif outcome.status != "done" or outcome.result is None:
                 row.n_failed_with_reason += bool(outcome.reason)
+                row.reasons = sorted({*row.reasons, outcome.reason})
                 row.n_lost += not outcome.reason
             else:
                 row.n_retried += outcome.n_attempts > 1
@@ -230,8 +234,9 @@ class Bench:
         else:
             await self._until(
                 lambda: any(
-                    fault.worker_id in batch.start.controlnet_workers.values()
+                    fault.worker_id in of_rank.values()
                     for batch in self.engine.orders.batches.values()
+                    for of_rank in batch.start.controlnet_workers
                 )
             )
         await asyncio.sleep(0.02 if self.model == "featherweight" else 0.3)
@@ -367,6 +372,7 @@ def about(devices: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "n_cores": os.cpu_count(),
+        "load_average_1_min": round(os.getloadavg()[0], 1),
     }
     if any(device.startswith("cuda") for device in devices):
         command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -401,7 +407,7 @@ def main() -> None:
         shown = {
             name: value
             for name, value in row.items()
-            if name not in {"devices", "python", "platform", "n_cores", "gpus"}
+            if name not in {"devices", "python", "platform", "n_cores", "gpus", "load_average_1_min"}
         }
         print(json.dumps(shown, ensure_ascii=False), flush=True)
 

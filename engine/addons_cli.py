@@ -11,21 +11,22 @@ import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from engine.catalogue import SHA256, Catalogue, CatalogueEntry, entry_to_plain, read_catalogue
+from engine.catalogue import SHA256, Catalogue, CatalogueEntry, read_catalogue
 from engine.registry import changes
 from engine.registry.admission import Label, admit
 from engine.registry.admission import verify as verify_entry
 from engine.registry.audit_check import check_log
+from engine.registry.catalogue_table import is_current, table_row, table_text
 from engine.registry.labels import label_problems, look_alike, shown, text_problems, visible
 from engine.registry.resolve import usable
 from engine.registry.signatures import read_private_key, read_trusted_keys, unsigned
 from engine.registry.signatures import sign as sign_entry
 from engine.registry.store import StoreError, make_store
-from engine.registry.usage import UseCost, cost_per_use, read_served
+from engine.registry.usage import cost_per_use, read_served
 from traces.problems import InputError, Problem, one_problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Govern the add-ons that the engine may load.")
@@ -36,6 +37,7 @@ class FileKind(StrEnum):
 
     LORA = "lora"
     CONTROLNET = "controlnet"
+    BASE = "base"
 
 
 class FirstStage(StrEnum):
@@ -49,6 +51,10 @@ CataloguePath = Annotated[
     Path, typer.Option("--catalogue", help="Catalogue file; docs/catalogue.md says what is in it.")
 ]
 StorePlace = Annotated[str, typer.Option("--store", help="Folder or http(s) address of the catalogue's files.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--store-token-file", help="Bearer token of an https store, one line; not readable by everybody."),
+]
 Who = Annotated[str, typer.Option("--who", help="Who does it, for the log; the user of this session if left out.")]
 Title = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="A version of the catalogue.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON on stdout.")]
@@ -62,7 +68,9 @@ def addons() -> None:
 
 @app.command()
 def add(
-    file: Annotated[str, typer.Argument(help="Key in the store: a LoRA's file, or a ControlNet's folder.")],
+    file: Annotated[
+        str, typer.Argument(help="Key in the store: a LoRA's file, or the folder of a ControlNet or base model.")
+    ],
     name: Annotated[str, typer.Option(help="What requests call it; versions share a name.")],
     version: Annotated[str, typer.Option(help="Which version of the name.")],
     store: StorePlace,
@@ -76,6 +84,7 @@ def add(
     allow_similar: Annotated[
         bool, typer.Option("--allow-similar", help="Take a name that looks like another one.")
     ] = False,
+    store_token_file: TokenFile = None,
     catalogue: CataloguePath = CATALOGUE,
     who: Who = "",
     as_json: AsJson = False,
@@ -85,7 +94,7 @@ def add(
     actor = _who(who, *label_problems(label))
     _refuse_look_alike(_read(catalogue) if catalogue.exists() else Catalogue(), name, allow_similar)
     try:
-        entry = admit(make_store(store), file, kind.value, architecture, label)
+        entry = admit(make_store(store, token_file=store_token_file), file, kind.value, architecture, label)
     except StoreError as error:
         raise _store_problem(file, error) from None
 
@@ -121,8 +130,10 @@ def show(
     unlisted = [cost.n_uses for add_on_id, cost in costs.items() if add_on_id not in known.entries]
     if unlisted and tenant is None:
         typer.echo(f"{len(unlisted)} add-ons with {sum(unlisted)} uses are not in the catalogue: left out", err=True)
-    rows = [_row(known, entry, tenant, costs.get(entry.id), price, is_costed=usage is not None) for entry in entries]
-    typer.echo(json.dumps(rows, indent=2, sort_keys=True) if as_json else _table(rows, has_cost=usage is not None))
+    rows = [
+        table_row(known, entry, tenant, costs.get(entry.id), price, is_costed=usage is not None) for entry in entries
+    ]
+    typer.echo(json.dumps(rows, indent=2, sort_keys=True) if as_json else table_text(rows, has_cost=usage is not None))
 
 
 @app.command()
@@ -162,6 +173,7 @@ def verify(
     trusted: Annotated[
         Path | None, typer.Option(help="Public keys in PEM: every add-on must be signed by one of them.")
     ] = None,
+    store_token_file: TokenFile = None,
     catalogue: CataloguePath = CATALOGUE,
     as_json: AsJson = False,
 ) -> None:
@@ -169,8 +181,12 @@ def verify(
     known = _read(catalogue)
     entries = _chosen(known, names or [], None)
     if not names:
-        entries = [entry for entry in entries if entry.stage != "retired"]
-    place = make_store(store)
+        n_all, entries = len(entries), [entry for entry in entries if entry.stage != "retired"]
+        if n_all > len(entries):
+            typer.echo(
+                f"left out, because they are retired: {n_all - len(entries)} (name them to verify them)", err=True
+            )
+    place = make_store(store, token_file=store_token_file)
     keys = read_trusted_keys(trusted) if trusted is not None else ()
     problems: list[Problem] = []
     by_what: dict[str, list[str]] = {"verified": [], "shape_only": [], "nothing_to_verify": []}
@@ -181,12 +197,14 @@ def verify(
             wrong = _store_problem(entry.title, error)
         if wrong is not None:
             problems += [dataclasses.replace(item, where=f"{entry.title}: {item.where}") for item in wrong.problems]
-        elif not entry.file or entry.seed is not None or entry.kind == "base":
+        elif _is_without_files(entry):
             by_what["nothing_to_verify"].append(entry.title)
         else:
             by_what["verified" if SHA256.fullmatch(entry.id) else "shape_only"].append(entry.title)
     if keys:
-        problems += unsigned(catalogue, [entry for entry in entries if entry.kind != "base"], keys)
+        problems += unsigned(
+            catalogue, [entry for entry in entries if entry.kind != "base" or not _is_without_files(entry)], keys
+        )
     if problems:
         raise InputError(problems)
     if as_json:
@@ -196,7 +214,7 @@ def verify(
     if by_what["shape_only"]:
         typer.echo(f"only shapes and values checked, because the id is no sha256: {len(by_what['shape_only'])}")
     if by_what["nothing_to_verify"]:
-        typer.echo(f"nothing to verify, base models and random weights: {len(by_what['nothing_to_verify'])}")
+        typer.echo(f"nothing to verify, random weights and entries without a file: {len(by_what['nothing_to_verify'])}")
 
 
 @app.command()
@@ -238,6 +256,10 @@ def audit(
     for n in report.void_lines:
         typer.echo(f"line {n} is void: it did not take effect")
     typer.echo(f"head {report.head.sha256}")
+
+
+def _is_without_files(entry: CatalogueEntry) -> bool:
+    return not entry.file or entry.seed is not None
 
 
 def _change(path: Path, change: changes.Change, who: str, what: str) -> Catalogue:
@@ -314,7 +336,7 @@ def _refuse_look_alike(catalogue: Catalogue, name: str, is_allowed: bool) -> Non
 def _warn_of_lost_tenants(before: Catalogue, after: Catalogue, name: str) -> None:
     """Says on stderr who could use the plain name before and cannot now."""
     meant = {
-        when: next((entry for entry in now.versions(name) if _is_current(now, entry)), None)
+        when: next((entry for entry in now.versions(name) if is_current(now, entry)), None)
         for when, now in (("before", before), ("after", after))
     }
     was, now = meant["before"], meant["after"]
@@ -325,63 +347,6 @@ def _warn_of_lost_tenants(before: Catalogue, after: Catalogue, name: str) -> Non
         f"Plain {name!r} is now only for {', '.join(now.tenants[:10])}; no longer for {lost}, who must name {was.title}.",
         err=True,
     )
-
-
-def _row(
-    catalogue: Catalogue,
-    entry: CatalogueEntry,
-    tenant: str | None,
-    cost: UseCost | None,
-    price: float | None,
-    *,
-    is_costed: bool,
-) -> dict[str, Any]:
-    row: dict[str, Any] = {**entry_to_plain(entry), "is_current": _is_current(catalogue, entry)}
-    if tenant is not None:
-        row["tenants"] = [tenant] if entry.tenants else []  # who else may use it is not for this tenant to know
-    if is_costed:
-        row["use"] = None if cost is None else dataclasses.asdict(cost)
-        if cost is not None and price is not None:
-            row["use"] = {**row["use"], "cost_usd": cost.cost_usd(price)}
-    return row
-
-
-def _is_current(catalogue: Catalogue, entry: CatalogueEntry) -> bool:
-    """Whether the plain name means this version."""
-    stated = catalogue.current.get(entry.name or entry.id)
-    return entry.stage == "production" and (stated is None or stated == entry.version)
-
-
-def _table(rows: list[dict[str, Any]], *, has_cost: bool) -> str:
-    head = ["add-on", "kind", "stage", "for", "owner", "licence", "MiB", "id"]
-    head += ["uses", "wait s", "steps s", "GPU s", "±", "USD"] if has_cost else []
-    lines = [head]
-    for row in rows:
-        title = f"{row['name'] or row['id']}{'@' + row['version'] if row['version'] else ''}"
-        tenants = ",".join(row["tenants"][:3]) + (f" +{len(row['tenants']) - 3}" if len(row["tenants"]) > 3 else "")
-        cells = [
-            title + (" *" if row["is_current"] else ""), row["kind"], row["stage"], tenants or "all", row["owner"] or "–",
-            row["licence"] or "–", f"{row['bytes'] / 2**20:.1f}" if row["bytes"] else "–", row["id"][:12],
-        ]  # fmt: skip
-        if has_cost:
-            use = row["use"] or {"n_uses": 0}
-            cells += [
-                str(use["n_uses"]),
-                *(
-                    _figure(use.get(name))
-                    for name in ("wait_s", "steps_s", "gpu_s", "gpu_s_standard_error", "cost_usd")
-                ),
-            ]
-        lines.append([visible(cell, 40) for cell in cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-    return f"{text}\n* what the plain name means"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _say(entry: CatalogueEntry, as_json: bool, sentence: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from engine.options import (
 from engine.parts import NetworkParts
 from engine.program import StepProgram, TextProgram, VaeProgram
 from engine.schedule import Schedule
+from engine.stage_clock import StageClock
 from engine.step_bench import StepBench
 from engine.text import batch_for_guidance, encode_prompt
 from engine.unet import embed, time_ids
@@ -134,7 +134,7 @@ class BaseWorker:
         """
         with self._on_device():
             self.prepare_request(request)
-            clock = _StageClock(self.options)
+            clock = StageClock(self.options)
             try:
                 n_steps = self.begin(request)
                 text_s = clock.lap()
@@ -172,6 +172,18 @@ class BaseWorker:
             for prompt in (request.prompt, request.negative):
                 if isinstance(prompt, TokenIds) and prompt.ids.shape[0] not in self._texts:
                     self.encode_prompt(prompt)  # captures
+
+    @torch.no_grad()
+    def prepare_joined(self, request: ImageRequest) -> None:
+        """Captures the decoder that adds residuals, for a request that will use ControlNets of other processes."""
+        with self._on_device():
+            key, is_half = self._key(request)
+            self.program(key, is_half=is_half).prepare_joined()
+
+    @property
+    def prepared(self) -> list[tuple[ShapeKey, bool]]:
+        """Shapes that have been compiled and captured, and whether half of a guided request."""
+        return list(self._programs)
 
     @torch.no_grad()
     def begin(self, request: ImageRequest, remotes: Sequence[ControlSource] = ()) -> int:
@@ -236,14 +248,16 @@ class BaseWorker:
             source.abandon()
 
     @torch.no_grad()
-    def prepare(self, n_images: int, height: int, width: int, n_controlnets: int) -> StepBench:
-        """Compiles and captures a guided shape and returns its parts, filled with random numbers, for measurements."""
+    def prepare(
+        self, n_images: int, height: int, width: int, n_controlnets: int, *, uses_cfg: bool = True
+    ) -> StepBench:
+        """Compiles and captures a shape and returns its parts, filled with random numbers, for measurements."""
         names = self.controlnet_names
         if n_controlnets > len(names):
             raise one_problem(
                 "n_controlnets", f"got {n_controlnets}", f"at most {len(names)}, as this worker holds", "Load more."
             )
-        key = ShapeKey(n_images, True, height, width)
+        key = ShapeKey(n_images, uses_cfg, height, width)
         used = names[:n_controlnets]
         with self._on_device():
             sources = self._sources(used, ())
@@ -372,26 +386,3 @@ def run_step(program: StepProgram, sources: Sequence[ControlSource], i: int) -> 
         # The captured decoder always reads the buffer.
         program.flat.zero_()
     program.prepare_joined()()
-
-
-class _StageClock:
-    """Wall time between synchronised points."""
-
-    def __init__(self, options: EngineOptions) -> None:
-        self._options = options
-        self._start = self._last = self._now()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        now = self._now()
-        lap, self._last = now - self._last, now
-        return lap
-
-    def total_s(self) -> float:
-        """Seconds from the start to the last lap."""
-        return self._last - self._start
-
-    def _now(self) -> float:
-        if self._options.is_cuda:
-            torch.cuda.synchronize(self._options.device)
-        return time.perf_counter()

@@ -60,7 +60,7 @@ def run_bench(setup: BenchSetup, say: Callable[[str], None]) -> tuple[dict[str, 
     started = time.perf_counter()
     with ExitStack() as stack:
         if setup.weights is not None:
-            models = load_local(setup.weights, options.device, options.dtype)
+            models = load_local(setup.weights, options.device, options.dtype, spec)
         else:
             models = build_models(spec, options.device, options.dtype, setup.seed)
         seeds = {f"controlnet-{i}": setup.seed + 1 + i for i in range(setup.n_controlnets)}

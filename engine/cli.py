@@ -43,7 +43,9 @@ def bench(
     repetitions: Annotated[int, typer.Option(min=1, max=1000, help="Timed requests, after one that warms up.")] = 5,
     remote: Annotated[str, typer.Option(help="Run the ControlNets in a second process on this device.")] = "",
     compile_: Annotated[bool, typer.Option("--compile", help="Use torch.compile (about 100 s per shape).")] = False,
-    weights: Annotated[Path | None, typer.Option(help="Local SDXL folder; without it weights are random.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Local folder of a checkpoint of this model; without it weights are random.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     image: Annotated[Path | None, typer.Option(help="Write the first image here as PNG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
@@ -54,8 +56,6 @@ def bench(
         _check_device(remote)
         if not controlnets:
             raise one_problem("--remote", "got a device but no ControlNets", "--controlnets 1 or more", "Add them.")
-    if weights is not None and model != "sdxl":
-        raise one_problem("--weights", f"got a folder with --model {model}", "--model sdxl", "Add it.")
     from engine.bench import BenchSetup, run_bench
 
     setup = BenchSetup(
@@ -90,7 +90,9 @@ def drift(
     guidance: Annotated[float, typer.Option(min=0, max=100)] = 5.0,
     lora_rank: Annotated[int, typer.Option(min=1, max=256, help="Of the random LoRA.")] = 64,
     lora_scale: Annotated[float, typer.Option(min=-10, max=10)] = 1.0,
-    weights: Annotated[Path | None, typer.Option(help="Local SDXL folder; without it weights are random.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Local folder of a checkpoint of this model; without it weights are random.")
+    ] = None,
     lora: Annotated[Path | None, typer.Option(help="A safetensors file; without it the LoRA is random.")] = None,
     prompt: Annotated[str, typer.Option(help="Only with --weights.")] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,

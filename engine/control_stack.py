@@ -6,7 +6,7 @@ captured graphs read when another job ran there before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
@@ -192,13 +192,30 @@ class ControlStack:
 
     def prepare(self, key: ShapeKey, names: Sequence[str], latents_in: torch.Tensor, flat: torch.Tensor) -> None:
         """See :class:`ControlSource`."""
+        for _ in self.preparing(key, names, latents_in, flat):
+            pass
+
+    def preparing(
+        self, key: ShapeKey, names: Sequence[str], latents_in: torch.Tensor, flat: torch.Tensor
+    ) -> Iterator[None]:
+        """:meth:`prepare` in pieces, one a stage of a ControlNet; other open jobs may run between them.
+
+        A ControlNet that is renamed or dropped meanwhile is left out.
+        """
         if key not in self._shapes:
             self._shapes[key] = _Shape(self._spec, key, self._options, latents_in, flat)
         shape = self._shapes[key]
         for name in names:
-            if name not in shape.slots:
-                shape.slots[name] = self._slot(shape, key, self._nets[name])
-                shape.loaded = None
+            net = self._nets.get(name)
+            if net is None or name in shape.slots:
+                continue
+            slot = self._slot(shape, key, net)
+            for part in self._stages(shape, key, net, slot):
+                slot.stages.append(part)
+                yield
+            if self._nets.get(name) is net:
+                shape.slots[name] = slot
+            shape.loaded = None
 
     def is_prepared(self, key: ShapeKey, names: Sequence[str]) -> bool:
         """Whether :meth:`prepare` would have nothing to do."""
@@ -317,13 +334,17 @@ class ControlStack:
         _, _, h, w = key.latent_shape(self._spec)
         memory = torch.channels_last if self._options.channels_last else torch.contiguous_format
         text, project_text = self._parts.text(net, shape.context)
-        slot = _Slot(
+        return _Slot(
             emb=torch.zeros((key.batch, channels * 4), device=device, dtype=dtype),
             condition=torch.zeros((key.batch, channels, h, w), device=device, dtype=dtype).to(memory_format=memory),
             scale=torch.ones((), device=device, dtype=torch.float32),
             text=text,
             project_text=project_text,
         )
+
+    def _stages(self, shape: _Shape, key: ShapeKey, net: ControlNetModel, slot: _Slot) -> Iterator[Part]:
+        """Captures one stage after the other."""
+        memory = torch.channels_last if self._options.channels_last else torch.contiguous_format
         ends = list(accumulate(shape.layout.stage_counts))
         slot.hidden = [torch.empty(0)] * len(ends)
 
@@ -345,6 +366,6 @@ class ControlStack:
 
         for place in range(len(ends)):
             part = self._parts.recorder.record(stage(place))
-            part()  # so that the next stage is captured on finite numbers
-            slot.stages.append(part)
-        return slot
+            with torch.no_grad():
+                part()  # so that the next stage is captured on finite numbers
+            yield part

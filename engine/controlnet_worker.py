@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings["spec"],
         options.device,
         controlnet_ids=tuple(settings["controlnets"]),
-        sources={name: {"file": file} for name, file in settings["controlnets"].items()},
+        sources={name: {"file": file.lstrip("/")} for name, file in settings["controlnets"].items()},
         store="/",
         line_timeout_s=settings["timeout_s"],
     )

@@ -45,7 +45,7 @@ class DriftSetup:
     lora_rank: int = 64
     lora_scale: float = 1.0
     weights: Path | None = None
-    """Local SDXL folder; None: random weights."""
+    """Local folder of a checkpoint of this model; None: random weights."""
     lora: Path | None = None
     """A safetensors file; None: a random one."""
     prompt: str = ""
@@ -69,7 +69,7 @@ def run_drift(setup: DriftSetup, say: Callable[[str], None]) -> dict[str, Any]:
     steps = setup.patch_steps or default_patch_steps(setup.n_steps)
     with torch.no_grad():
         if setup.weights is not None:
-            models = load_local(setup.weights, options.device, options.dtype)
+            models = load_local(setup.weights, options.device, options.dtype, spec)
         else:
             models = build_models(spec, options.device, options.dtype, setup.seed)
         worker = BaseWorker(models, {}, options)
@@ -102,7 +102,7 @@ def default_patch_steps(n_steps: int) -> tuple[int, ...]:
 
 
 def _checked(setup: DriftSetup) -> ModelSpec:
-    spec = ModelSpec.named("sdxl" if setup.weights is not None else setup.model)
+    spec = ModelSpec.named(setup.model)
     problems = []
     for name, value, most in (("n_steps", setup.n_steps, 1000), ("n_seeds", setup.n_seeds, 100)):
         if not 1 <= value <= most:

@@ -19,6 +19,8 @@ from diffusers import AutoencoderKL, ControlNetModel, EulerDiscreteScheduler, UN
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from engine.registry.checkpoint_check import check_checkpoint_layout
+from engine.registry.store import FolderStore, StoreError
 from traces.problems import one_problem
 
 N_TEXT_POSITIONS: Final = 77
@@ -212,6 +214,16 @@ class SdxlModels:
         return EulerDiscreteScheduler(**SCHEDULER_CONFIG)
 
     @property
+    def device(self) -> torch.device:
+        """Where the UNet's weights are. ``unet.device`` walks every module to say it: milliseconds of a request."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the UNet's weights; see :attr:`device`."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
     def modules(self) -> tuple[nn.Module, ...]:
         """All four networks."""
         return (self.unet, self.vae, self.text_encoder, self.text_encoder_2)
@@ -245,38 +257,40 @@ def build_controlnet(
     return _build(lambda: ControlNetModel(**spec.controlnet_config()), "controlnet", torch.device(device), dtype, seed)
 
 
-def load_local(folder: Path, device: str | torch.device, dtype: torch.dtype) -> SdxlModels:
-    """Loads SDXL weights from a folder in diffusers' layout (``unet/``, ``vae/``, …). Safetensors only, nothing is downloaded.
+def load_local(
+    folder: Path, device: str | torch.device, dtype: torch.dtype, spec: ModelSpec | None = None
+) -> SdxlModels:
+    """Loads a checkpoint from a folder in diffusers' layout (``unet/``, ``vae/``, …). Safetensors only, nothing is downloaded.
+
+    Settings, names and shapes are compared with the spec; values are not looked at (``engine.registry.checkpoint_check`` does).
+
+    Args:
+        folder: links in it are followed, as in a download cache.
+        device: where the weights go.
+        dtype: of the weights there.
+        spec: what it must be; None: SDXL.
 
     Raises:
-        InputError: a sub-folder is missing.
+        InputError: something is missing, or of another family.
     """
-    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        raise one_problem(
-            str(folder), f"has no folder {', '.join(missing)}", "diffusers' layout of SDXL", "Check the path."
+    spec = spec or ModelSpec.sdxl()
+    try:
+        check_checkpoint_layout(
+            FolderStore(folder.resolve().parent, follows_links=True), folder.resolve().name, spec.name
         )
+    except StoreError as error:
+        raise one_problem(str(folder), str(error), "diffusers' layout of SDXL", "Check the path.") from None
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **options)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **options)
-    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, **options)
-    text_2 = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=dtype, **options)
-    if unet.config.cross_attention_dim != ModelSpec.sdxl().context_width:
-        raise one_problem(
-            str(folder),
-            f"its UNet has context width {unet.config.cross_attention_dim}",
-            f"{ModelSpec.sdxl().context_width}, as SDXL has",
-            "Choose an SDXL checkpoint.",
-        )
-    modules = [module.to(device).eval().requires_grad_(False) for module in (unet, vae, text, text_2)]
-    return SdxlModels(ModelSpec.sdxl(), *modules)
-
-
-def load_local_controlnet(folder: Path, device: str | torch.device, dtype: torch.dtype) -> ControlNetModel:
-    """Loads a ControlNet from a local folder; safetensors only, nothing is downloaded."""
-    net = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
-    return net.to(device).eval().requires_grad_(False)
+    text: dict[str, Any] = {"dtype": dtype, **options}
+    modules = [
+        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **options),
+        AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **options),
+        CLIPTextModel.from_pretrained(folder / "text_encoder", **text),
+        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", **text),
+    ]
+    # nn.Module's own `to`: diffusers' wants to keep some layers in fp32.
+    on_device = [nn.Module.to(module, device=device, dtype=dtype) for module in modules]
+    return SdxlModels(spec, *(module.eval().requires_grad_(False) for module in on_device))
 
 
 def write_random_lora(path: Path, target: ModelSpec | nn.Module, rank: int = 64, seed: int = 0) -> None:
@@ -352,8 +366,14 @@ def redraw_controlnet(net: ControlNetModel, seed: int) -> None:
 @torch.no_grad()
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Copies every weight and buffer into the target's own memory, keeping its device, type and memory order."""
+    copy_tensors(source.state_dict(), target)
+
+
+@torch.no_grad()
+def copy_tensors(tensors: Mapping[str, torch.Tensor], target: nn.Module) -> None:
+    """:func:`copy_weights` of tensors by name, as in ``target.state_dict()``."""
     held = target.state_dict()
-    for name, tensor in source.state_dict().items():
+    for name, tensor in tensors.items():
         held[name].copy_(tensor, non_blocking=True)
 
 

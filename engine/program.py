@@ -114,7 +114,7 @@ class TextProgram:
 
     def __init__(self, models: SdxlModels, n_rows: int, parts: NetworkParts) -> None:
         """``n_rows``: prompts encoded together."""
-        device = models.unet.device
+        device = models.device
         self._tokens = TokenIds(
             torch.zeros((n_rows, N_TEXT_POSITIONS), dtype=torch.int64, device=device),
             torch.zeros((n_rows, N_TEXT_POSITIONS), dtype=torch.int64, device=device),

@@ -59,15 +59,23 @@ def replay(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE: a setting of the workers, VALUE as JSON or a plain text.")
     ] = None,
+    warm: Annotated[
+        str,
+        typer.Option(
+            help="Shapes captured before a worker is ready, as 1024x1024:1; restarted workers capture them too."
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole summary as JSON.")] = False,
 ) -> None:
     """Play a trace against an engine in real or scaled time; the tables join with a simulation of the same trace."""
     from engine.allocation import read_allocation
     from engine.catalogue import Catalogue, read_catalogue
+    from engine.frontdoor.builtin import SIZE_MULTIPLE_PX
     from engine.frontdoor.launch import made_folder
     from engine.serving.replay import ReplaySettings, plan_replay
     from engine.serving.replay_jobs import TraceChoice
     from engine.serving.settings import EngineSettings
+    from engine.serving.warm_shapes import read_warm_shapes
     from traces.reader import read_trace
 
     choice = TraceChoice(
@@ -84,6 +92,7 @@ def replay(
     engine_settings = EngineSettings(
         run_dir=out / "engine", model=model.value, devices=devices_of(devices), store=store, n_loaders=loaders,
         options=dict(setting_of(text) for text in option or []),
+        warm=read_warm_shapes(warm, SIZE_MULTIPLE_PX[model.value]),
     )  # fmt: skip
     entries = {**known.entries, **plan.add_ons.synthetic.entries}
     summary = _run(

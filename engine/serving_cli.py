@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.serving.warm_shapes import read_warm_shapes
 from traces.problems import InputError, one_problem
 
 RUN_DIR = Path("engine-run")
@@ -62,6 +63,9 @@ def serve(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE: a setting of the workers, VALUE as JSON or a plain text.")
     ] = None,
+    warm: Annotated[
+        str, typer.Option(help="Shapes captured before a worker is ready, as 1024x1024:1,1024x1024:2 (W x H : images).")
+    ] = "",
     drain_seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="How long SIGTERM waits for admitted requests.")
     ] = 120.0,
@@ -70,6 +74,7 @@ def serve(
 ) -> None:
     """Serve images over HTTP until SIGTERM; docs/engine.md says how to call it."""
     try:
+        from engine.frontdoor.builtin import SIZE_MULTIPLE_PX
         from engine.frontdoor.launch import MAIN, LaunchOptions, launch
         from engine.frontdoor.server import ServerOptions
     except ModuleNotFoundError as error:
@@ -88,6 +93,7 @@ def serve(
         log=log,
         n_loaders=loaders,
         worker_options=dict(setting_of(text) for text in option or []),
+        warm=read_warm_shapes(warm, SIZE_MULTIPLE_PX[model.value]),
         join_address=join,
         join_token=_token(join_token_file) if join_token_file is not None else "",
         server=ServerOptions(host, port, admin or run_dir / "admin.sock", is_open, drain_seconds),

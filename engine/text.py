@@ -10,7 +10,7 @@ from engine.options import PromptEmbeddings, TokenIds
 
 def encode_prompt(models: SdxlModels, prompt: TokenIds | PromptEmbeddings) -> PromptEmbeddings:
     """Runs both text encoders; embeddings pass through, moved to the models' device and type."""
-    device, dtype = models.unet.device, models.unet.dtype
+    device, dtype = models.device, models.dtype
     if isinstance(prompt, PromptEmbeddings):
         return PromptEmbeddings(prompt.context.to(device, dtype), prompt.pooled.to(device, dtype))
     first = models.text_encoder(prompt.ids.to(device), output_hidden_states=True)

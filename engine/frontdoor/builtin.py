@@ -18,6 +18,10 @@ DEFAULTS: Final = {
 }
 
 
+POLICIES: Final = Policies(queue_limit=64, admission_slack_ratio=1.0)
+"""What cannot be in time is refused at once, with 429, and not taken to end as a 504."""
+
+
 def builtin_catalogue() -> Catalogue:
     """Random weights under the names of the examples: a base model, two ControlNets, a LoRA in two versions."""
     entries = (
@@ -36,9 +40,9 @@ def builtin_allocation(catalogue: Catalogue, gpu_kind: str) -> Allocation:
     controlnet_ids = tuple(entry.id for entry in catalogue.entries.values() if entry.kind == "controlnet")
     base = Pool("base", "base", 1, gpu_kind, topology="decoupled", base_model_ids=base_ids, controlnet_ids=())
     if not controlnet_ids:
-        return Allocation((base,), policies=Policies(queue_limit=64))
+        return Allocation((base,), policies=POLICIES)
     nets = Pool("controlnets", "controlnet", 1, gpu_kind, topology="decoupled", controlnet_ids=controlnet_ids)
-    return Allocation((base, nets), policies=Policies(queue_limit=64))
+    return Allocation((base, nets), policies=POLICIES)
 
 
 def limits_of(model: str) -> Limits:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engine.frontdoor.port import EngineView, WorkerView
+from engine.serving.engine_view import EngineView, WorkerView
 
 HealthStatus = Literal["healthy", "degraded", "unhealthy"]
 _ORDER: dict[HealthStatus, int] = {"healthy": 0, "degraded": 1, "unhealthy": 2}

@@ -30,6 +30,7 @@ from engine.serving.engine import Engine
 from engine.serving.line_file import LineFileSettings
 from engine.serving.record_log import RecordLog, recording
 from engine.serving.settings import Bounds, EngineSettings, Model
+from engine.serving.warm_shapes import WarmShape
 from traces.problems import InputError, Problem, one_problem
 
 MAIN: Final = "main"
@@ -55,6 +56,7 @@ class LaunchOptions:
     """Request log; None: stdout."""
     n_loaders: int = 1
     worker_options: Mapping[str, Any] = field(default_factory=dict)
+    warm: tuple[WarmShape, ...] = ()
     join_address: str = ""
     join_token: str = ""
     server: ServerOptions = field(default_factory=ServerOptions)
@@ -115,6 +117,7 @@ def engine_settings(options: LaunchOptions, name: str) -> EngineSettings:
         devices=_devices(options, name),
         store=options.store,
         n_loaders=options.n_loaders,
+        warm=options.warm,
         options=options.worker_options,
         bounds=options.bounds,
         join_address=options.join_address if is_main else "",

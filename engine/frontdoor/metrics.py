@@ -12,8 +12,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from engine.frontdoor.health import EngineHealth
-from engine.frontdoor.port import EngineView
 from engine.frontdoor.request_log import RequestTrail
+from engine.serving.engine_view import EngineView
 
 SECONDS_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 25, 40, 60, 120, 300, 600)
 """Between 1 and 12 s, where SDXL on current GPUs lies, no bucket is more than 1.5 times the one before."""

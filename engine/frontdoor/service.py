@@ -22,12 +22,14 @@ from engine.frontdoor.image_call import ImageCall, read_call
 from engine.frontdoor.json_body import BodyBudget
 from engine.frontdoor.metrics import FrontMetrics
 from engine.frontdoor.outcome_answer import refusal_of_outcome
-from engine.frontdoor.port import EngineView, ServingEngine
+from engine.frontdoor.port import ServingEngine
 from engine.frontdoor.refusal import RequestRefusedError, refusal_of
 from engine.frontdoor.request_log import JsonLog, RequestTrail
 from engine.frontdoor.settings import Defaults, Limits
 from engine.frontdoor.split import Split, Variant, sticky_key
 from engine.frontdoor.tenants import Tenant, TenantDesk
+from engine.pixels import to_file
+from engine.serving.engine_view import EngineView
 from engine.serving.job import Job, Outcome
 from traces.problems import InputError, one_problem
 
@@ -292,6 +294,6 @@ def _done_body(job: Job, outcome: Outcome, variant: str) -> bytes:
     }  # fmt: skip
     parts = [b'{"created":%d,"data":[' % int(time.time())]
     for index, image in enumerate(result.images):
-        parts += [b"," if index else b"", b'{"b64_json":"', b64encode(image), b'"}']
+        parts += [b"," if index else b"", b'{"b64_json":"', b64encode(to_file(image)), b'"}']
     parts += [b'],"diffplan":', json.dumps(more, separators=(",", ":")).encode(), b"}"]
     return b"".join(parts)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.catalogue import SHA256, AddOnKind, CatalogueEntry, Stage
+from engine.registry.checkpoint_check import check_checkpoint
 from engine.registry.controlnet_check import check_controlnet
 from engine.registry.lora_admission import Expected, Limits, check_lora
 from engine.registry.safetensors_header import AddOnRefusedError
 from engine.registry.shapes import architecture
 from engine.registry.store import Store
-from traces.problems import InputError, one_problem
+from traces.problems import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,12 @@ def admit(
     limits: Limits | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> CatalogueEntry:
-    """Checks a LoRA file, or a ControlNet's folder, and describes it for the catalogue (``engine.registry.changes.add``).
+    """Checks a LoRA's file, or the folder of a ControlNet or a checkpoint, and describes it for ``engine.registry.changes.add``.
 
     Raises:
         AddOnRefusedError: it must not be used; with the reasons.
         StoreError: the store does not give it.
-        InputError: there is no such architecture, or the kind has no check.
+        InputError: there is no such architecture.
     """
     shapes = architecture(architecture_name)
     rank: int | None = None
@@ -55,7 +56,8 @@ def admit(
         found = check_controlnet(store, key, shapes, progress=progress)
         add_on_id, n_bytes = found.add_on_id, found.file_bytes
     else:
-        raise one_problem(key, f"is a {kind} model", "a lora or a controlnet", "Enter base models by hand.")
+        checkpoint = check_checkpoint(store, key, shapes, progress=progress)
+        add_on_id, n_bytes = checkpoint.checkpoint_id, checkpoint.file_bytes
     return CatalogueEntry(
         id=add_on_id, kind=kind, architecture=architecture_name, bytes=n_bytes, rank=rank, targets=targets,
         version=label.version, owner=label.owner, tenants=label.tenants, name=label.name, licence=label.licence,
@@ -64,15 +66,15 @@ def admit(
 
 
 def verify(store: Store, entry: CatalogueEntry, *, progress: Callable[[], None] = lambda: None) -> InputError | None:
-    """Whether the store still holds, for an add-on, the file that was admitted; None if so, else why not.
+    """Whether the store still holds the files that were admitted; None if so, else why not.
 
-    Entries without a file (random weights, sizes only) and base models have nothing to verify.
+    Entries without a file (random weights, sizes only) have nothing to verify.
 
     Raises:
         StoreError: the store does not give the file.
         InputError: the entry's architecture has no table.
     """
-    if not entry.file or entry.seed is not None or entry.kind == "base":
+    if not entry.file or entry.seed is not None:
         return None
     try:
         shapes = architecture(entry.architecture)
@@ -83,7 +85,8 @@ def verify(store: Store, entry: CatalogueEntry, *, progress: Callable[[], None] 
                 )
         else:
             digest = entry.id if SHA256.fullmatch(entry.id) else None
-            check_controlnet(store, entry.file, shapes, expected_sha256=digest, progress=progress)
+            check = check_checkpoint if entry.kind == "base" else check_controlnet
+            check(store, entry.file, shapes, expected_sha256=digest, progress=progress)
     except AddOnRefusedError as error:
         return error
     return None

@@ -15,7 +15,8 @@ from typing import Final
 
 from engine.registry.float_bits import as_bits, is_finite, to_floats
 from engine.registry.safetensors_header import (
-    DTYPE_BYTES,
+    INTEGER_BYTES,
+    ITEM_BYTES,
     LENGTH_BYTES,
     SafetensorsHeader,
     TensorSpan,
@@ -57,7 +58,7 @@ class CheckedStream:
         self._progress = progress
         self._hash = hashlib.sha256()
 
-    def open(self, *, file_bytes_max: int, n_dims_max: int) -> SafetensorsHeader:
+    def open(self, *, file_bytes_max: int, n_dims_max: int, allows_integers: bool = False) -> SafetensorsHeader:
         """The header, checked; the size is checked before anything is read.
 
         Raises:
@@ -70,7 +71,7 @@ class CheckedStream:
         start = self._read(min(LENGTH_BYTES + 1, size))
         length = header_bytes(self._where, start, size)
         text = start[LENGTH_BYTES:] + self._read(max(0, LENGTH_BYTES + length - len(start)))
-        return parse_header(self._where, text[:length], size, n_dims_max=n_dims_max)
+        return parse_header(self._where, text[:length], size, n_dims_max=n_dims_max, allows_integers=allows_integers)
 
     def body(self, header: SafetensorsHeader, consume: Callable[[Piece, memoryview], None]) -> list[Problem]:
         """Streams the tensors through ``consume``, which runs on several threads; every value is checked to be finite before.
@@ -85,7 +86,7 @@ class CheckedStream:
             for piece in pieces:
                 raw = chunk[at : at + piece.n_bytes]
                 at += piece.n_bytes
-                if is_finite(as_bits(raw, piece.span.dtype), piece.span.dtype):
+                if piece.span.dtype in INTEGER_BYTES or is_finite(as_bits(raw, piece.span.dtype), piece.span.dtype):
                     consume(piece, raw)
                 else:
                     what = f"tensor {piece.span.name!r} holds NaN or infinity"
@@ -144,7 +145,7 @@ def _chunks(header: SafetensorsHeader) -> Iterator[list[Piece]]:
     pieces: list[Piece] = []
     room = CHUNK_BYTES
     for span in header.spans:
-        item = DTYPE_BYTES[span.dtype]
+        item = ITEM_BYTES[span.dtype]
         first = 0
         while first < span.n_elements:
             n = min(span.n_elements - first, room // item)

@@ -5,23 +5,21 @@ Checked are the settings, every tensor's name and shape, that every value is fin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from engine.registry.checked_stream import CheckedStream
-from engine.registry.safetensors_header import AddOnRefusedError, refuse
+from engine.registry.checked_stream import CheckedStream, Piece
+from engine.registry.network_check import CONFIG_NAME, check_config, check_kind, check_shapes, read_config
+from engine.registry.safetensors_header import AddOnRefusedError, SafetensorsHeader, refuse
 from engine.registry.shapes import Architecture
-from engine.registry.store import Store, StoreError
-from traces.problems import Problem
+from engine.registry.store import Store
 
-CONFIG_BYTES_MAX: Final = 2**20
 FILE_BYTES_MAX: Final = 8 * 2**30
-CONFIG_NAME: Final = "config.json"
 WEIGHTS_NAME: Final = "diffusion_pytorch_model.safetensors"
 NEEDED_SETTINGS: Final = ("block_out_channels", "cross_attention_dim", "transformer_layers_per_block")
-NAMES_SHOWN: Final = 5
+
+Consume = Callable[[Piece, memoryview], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,19 @@ def check_controlnet(
     expected_sha256: str | None = None,
     file_bytes_max: int = FILE_BYTES_MAX,
     progress: Callable[[], None] = lambda: None,
+    keep: Callable[[SafetensorsHeader], Consume] = lambda header: _forget,
 ) -> ControlNetFacts:
     """Checks ``<key>/config.json`` and ``<key>/diffusion_pytorch_model.safetensors``, or one ``.safetensors`` file without settings.
+
+    Args:
+        store: where it lies.
+        key: of the folder or file.
+        architecture: what it must fit.
+        expected_sha256: what its weights must hash to; None: not known.
+        file_bytes_max: larger files are refused.
+        progress: called at every chunk.
+        keep: gets the header once it is found right, and gives what takes the values, as
+            :meth:`engine.registry.checked_stream.CheckedStream.body` says. They may be used only if this function returns.
 
     Raises:
         AddOnRefusedError: it must not be used; with the reasons.
@@ -51,14 +60,20 @@ def check_controlnet(
     """
     is_file = key.endswith(".safetensors")
     where = key if is_file else f"{key}/{WEIGHTS_NAME}"
-    problems = [] if is_file else _check_config(store, f"{key}/{CONFIG_NAME}", architecture)
+    problems = []
+    if not is_file:
+        settings, name = f"{key}/{CONFIG_NAME}", architecture.name
+        config = read_config(store, settings)
+        problems = check_config(settings, config, architecture.controlnet_config, NEEDED_SETTINGS, name)
+        problems += check_kind(settings, config, "ControlNetModel")
     with store.open(where) as source:
         stream = CheckedStream(source, where, progress)
         header = stream.open(file_bytes_max=file_bytes_max, n_dims_max=4)
-        problems += _check_shapes(where, {span.name: span.shape for span in header.spans}, architecture)
+        shapes = {span.name: span.shape for span in header.spans}
+        problems += check_shapes(where, shapes, architecture.controlnet, architecture.name)
         if problems:
             raise AddOnRefusedError(problems)
-        problems = stream.body(header, lambda piece, raw: None)
+        problems = stream.body(header, keep(header))
         if problems:
             raise AddOnRefusedError(problems)
         digest = stream.sha256()
@@ -67,64 +82,5 @@ def check_controlnet(
         return ControlNetFacts(digest, source.size_bytes, architecture.name)
 
 
-def _check_config(store: Store, where: str, architecture: Architecture) -> list[Problem]:
-    with store.open(where) as source:
-        if source.size_bytes > CONFIG_BYTES_MAX:
-            raise refuse(where, f"has {source.size_bytes} bytes", f"at most {CONFIG_BYTES_MAX}")
-        text = bytearray(source.size_bytes)
-        at = 0
-        while at < len(text):
-            n_read = source.readinto(memoryview(text)[at:])
-            if not n_read:
-                raise StoreError(f"{where}: the store ended {len(text) - at} bytes early. Try again.")
-            at += n_read
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise refuse(where, f"is not JSON: {str(error)[:80]}", "a JSON object") from None
-    if not isinstance(config, dict):
-        raise refuse(where, f"is a JSON {type(config).__name__}", "a JSON object")
-    problems = []
-    kind = config.get("_class_name", "ControlNetModel")
-    if kind != "ControlNetModel":
-        problems.append(Problem(where, f"says that it is a {str(kind)[:80]!r}", "a ControlNetModel", "Use another"))
-    for key in NEEDED_SETTINGS:
-        if key not in config:
-            problems.append(Problem(where, f"has no {key}", str(architecture.controlnet_config[key]), "Use another"))
-    for key, wanted in architecture.controlnet_config.items():
-        if key in config and not _is_same(config[key], wanted):
-            problems.append(
-                Problem(
-                    where,
-                    f"says {key} = {str(config[key])[:80]}",
-                    f"{wanted}, as {architecture.name} has",
-                    "Use another",
-                )
-            )
-    return problems
-
-
-def _is_same(value: Any, wanted: Any) -> bool:
-    # Published files write null where diffusers' default is false.
-    return value == wanted or (not value and not wanted and type(value) in {bool, type(None)})
-
-
-def _check_shapes(where: str, shapes: dict[str, tuple[int, ...]], architecture: Architecture) -> list[Problem]:
-    wanted = architecture.controlnet
-    problems = []
-    for what, names in (
-        ("lacks", sorted(set(wanted) - set(shapes))),
-        ("has the unknown", sorted(set(shapes) - set(wanted))),
-    ):
-        if names:
-            shown = ", ".join(repr(name[:200]) for name in names[:NAMES_SHOWN])
-            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-            problems.append(
-                Problem(
-                    where, f"{what} {shown}{more}", f"the {len(wanted)} tensors of {architecture.name}", "Use another"
-                )
-            )
-    for name in sorted(set(wanted) & set(shapes)):
-        if shapes[name] != wanted[name]:
-            problems.append(Problem(where, f"{name!r} has shape {shapes[name]}", f"{wanted[name]}", "Use another"))
-    return problems
+def _forget(piece: Piece, raw: memoryview) -> None:
+    """The values were only to be looked at."""

@@ -19,6 +19,9 @@ HEADER_BYTES_MAX: Final = 8 * 2**20
 LENGTH_BYTES: Final = 8
 NAME_CHARACTERS_MAX: Final = 1024
 DTYPE_BYTES: Final[Mapping[str, int]] = {"F32": 4, "F16": 2, "BF16": 2}
+INTEGER_BYTES: Final[Mapping[str, int]] = {"I64": 8}
+"""Only where a reader asks for them: published text encoders carry the numbers of their positions."""
+ITEM_BYTES: Final[Mapping[str, int]] = {**DTYPE_BYTES, **INTEGER_BYTES}
 
 
 class AddOnRefusedError(InputError):
@@ -79,7 +82,9 @@ def header_bytes(where: str, start: bytes, file_bytes: int) -> int:
     return length
 
 
-def parse_header(where: str, text: bytes, file_bytes: int, *, n_dims_max: int) -> SafetensorsHeader:
+def parse_header(
+    where: str, text: bytes, file_bytes: int, *, n_dims_max: int, allows_integers: bool = False
+) -> SafetensorsHeader:
     """Reads the JSON and checks that its tensors tile the file.
 
     Args:
@@ -87,6 +92,7 @@ def parse_header(where: str, text: bytes, file_bytes: int, *, n_dims_max: int) -
         text: the JSON, as long as :func:`header_bytes` says.
         file_bytes: size of the whole file.
         n_dims_max: tensors of more dimensions are refused.
+        allows_integers: tensors of :data:`INTEGER_BYTES` may be among them.
 
     Raises:
         AddOnRefusedError: with the first reason.
@@ -103,13 +109,16 @@ def parse_header(where: str, text: bytes, file_bytes: int, *, n_dims_max: int) -
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise refuse(where, f"has the metadata {str(metadata)[:80]!r}", "a JSON object of texts")
     spans = sorted(
-        (_span(where, name, entry, n_dims_max) for name, entry in table.items()),
+        (
+            _span(where, name, entry, n_dims_max, ITEM_BYTES if allows_integers else DTYPE_BYTES)
+            for name, entry in table.items()
+        ),
         key=lambda span: (span.start, span.stop, span.name),
     )
     body_at = LENGTH_BYTES + len(text)
     expected = 0
     for span in spans:
-        if span.start != expected or span.stop - span.start != span.n_elements * DTYPE_BYTES[span.dtype]:
+        if span.start != expected or span.stop - span.start != span.n_elements * ITEM_BYTES[span.dtype]:
             raise refuse(
                 where, f"tensor {_short(span.name)} lies at {span.start}..{span.stop}",
                 f"{span.shape} of {span.dtype} from {expected} on",
@@ -130,14 +139,14 @@ def parse_header(where: str, text: bytes, file_bytes: int, *, n_dims_max: int) -
     return SafetensorsHeader(tuple(spans), metadata, body_at, expected)
 
 
-def _span(where: str, name: str, entry: Any, n_dims_max: int) -> TensorSpan:
+def _span(where: str, name: str, entry: Any, n_dims_max: int, dtypes: Mapping[str, int]) -> TensorSpan:
     if len(name) > NAME_CHARACTERS_MAX:
         raise refuse(where, f"has a tensor name of {len(name)} characters", f"at most {NAME_CHARACTERS_MAX}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise refuse(where, f"tensor {_short(name)} is described by {str(entry)[:80]}", "dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise refuse(where, f"tensor {_short(name)} has dtype {str(dtype)[:20]!r}", f"one of {sorted(DTYPE_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise refuse(where, f"tensor {_short(name)} has dtype {str(dtype)[:20]!r}", f"one of {sorted(dtypes)}")
     if not _is_naturals(shape) or len(shape) > n_dims_max or not _is_naturals(offsets) or len(offsets) != 2:
         raise refuse(
             where, f"tensor {_short(name)} has shape {shape}, offsets {offsets}"[:200],

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from traces.problems import one_problem
 
@@ -33,6 +33,10 @@ class Architecture:
     """Every tensor of a ControlNet's state dict."""
     controlnet_config: Mapping[str, object]
     """Every setting of a ControlNet; a ``config.json`` says the same or nothing."""
+    checkpoint: Mapping[str, Mapping[str, tuple[int, ...]]]
+    """Every tensor of a checkpoint, by part (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``)."""
+    checkpoint_config: Mapping[str, Mapping[str, object]]
+    """Settings of each part that decide its arithmetic."""
 
 
 def architecture_names() -> tuple[str, ...]:
@@ -57,7 +61,18 @@ def architecture(name: str) -> Architecture:
         MappingProxyType(expand(plain["lora_targets"])),
         MappingProxyType(expand(plain["controlnet"])),
         MappingProxyType(plain["controlnet_config"]),
+        _by_part(expand(plain["checkpoint"])),
+        _by_part(plain["checkpoint_config"]),
     )
+
+
+def _by_part(rows: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """``part.name`` to part to name."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in rows.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
+    return MappingProxyType({part: MappingProxyType(names) for part, names in parts.items()})
 
 
 def expand(rows: Mapping[str, list[int]]) -> dict[str, tuple[int, ...]]:

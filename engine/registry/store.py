@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from engine.catalogue import key_problem
-from traces.problems import one_problem
+from engine.registry.store_token import StoreToken, TokenFileError, token_problem
+from traces.problems import InputError, one_problem
 
 CHUNK_TIMEOUT_S: Final = 10.0
 TOTAL_TIMEOUT_S: Final = 120.0
@@ -58,12 +59,21 @@ class Store(Protocol):
 
 
 def make_store(
-    place: str, *, chunk_timeout_s: float = CHUNK_TIMEOUT_S, total_timeout_s: float = TOTAL_TIMEOUT_S
+    place: str,
+    *,
+    chunk_timeout_s: float = CHUNK_TIMEOUT_S,
+    total_timeout_s: float = TOTAL_TIMEOUT_S,
+    token_file: Path | None = None,
+    may_send_plainly: bool = False,
 ) -> FolderStore | HttpStore:
     """The store at an ``http://`` or ``https://`` address, or in a folder.
 
+    Args:
+        token_file: holds the bearer token that an HTTP store wants; None: it wants none.
+        may_send_plainly: send the token over http to other hosts too.
+
     Raises:
-        InputError: it is neither.
+        InputError: it is neither; or a token would be sent unencrypted, or is given for a folder.
     """
     parts = urllib.parse.urlsplit(place)
     if parts.scheme in {"http", "https"}:
@@ -71,7 +81,15 @@ def make_store(
             raise one_problem(
                 "store", f"got {place!r}", "http(s)://host[:port]/path without user, query or fragment", "Correct it."
             )
-        return HttpStore(parts.scheme, parts.netloc, parts.path.rstrip("/"), chunk_timeout_s, total_timeout_s)
+        token = None if token_file is None else StoreToken(token_file)
+        problem = token_problem(parts.scheme, parts.hostname, may_be_plain=may_send_plainly) if token else None
+        if problem is not None:
+            raise InputError([problem])
+        return HttpStore(parts.scheme, parts.netloc, parts.path.rstrip("/"), chunk_timeout_s, total_timeout_s, token)
+    if token_file is not None:
+        raise one_problem(
+            "store", f"got the folder {place!r} and a token file", "a token with an http(s) address", "Drop one."
+        )
     folder = Path(place)
     if not folder.is_dir():
         raise one_problem("store", f"got {place!r}", "a folder that exists, or an http(s) address", "Check the path.")
@@ -83,6 +101,8 @@ class FolderStore:
     """Files below a folder. No link inside it is followed; the folder itself may be one."""
 
     folder: Path
+    follows_links: bool = False
+    """For a folder that the operator named: download caches are made of links."""
 
     @contextmanager
     def open(self, key: str) -> Iterator[Source]:
@@ -100,7 +120,7 @@ class FolderStore:
     def _descend(self, key: str) -> int:
         # Every part is opened relative to the one before without following links, so that no link can lead outside.
         *folders, name = key.split("/")
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDONLY | os.O_CLOEXEC | (0 if self.follows_links else os.O_NOFOLLOW)
         try:
             here = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             for part in folders:
@@ -151,11 +171,19 @@ class HttpStore:
     """Longest silence of the server."""
     total_timeout_s: float = TOTAL_TIMEOUT_S
     """Longest time for one file, from connecting to the last byte."""
+    token: StoreToken | None = None
+    """Redirects are refused, so it reaches no other host."""
 
     @contextmanager
     def open(self, key: str) -> Iterator[Source]:
         """See :meth:`Store.open`."""
         _check_key(key)
+        headers = {"Accept-Encoding": "identity", "Connection": "close"}
+        if self.token is not None:
+            try:
+                headers["Authorization"] = self.token.authorization()
+            except TokenFileError as error:
+                raise StoreError(f"{key}: {error}.") from None  # not final: the file may be on its way
         kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
         connection = kind(self.host, timeout=min(self.chunk_timeout_s, self.total_timeout_s))
         deadline = time.monotonic() + self.total_timeout_s
@@ -164,10 +192,7 @@ class HttpStore:
         watchdog.start()  # http.client bounds single reads only: a server may drip its headers for hours
         try:
             try:
-                connection.request(
-                    "GET", f"{self.path}/{urllib.parse.quote(key)}",
-                    headers={"Accept-Encoding": "identity", "Connection": "close"},
-                )  # fmt: skip
+                connection.request("GET", f"{self.path}/{urllib.parse.quote(key)}", headers=headers)
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 raise StoreError(
@@ -213,6 +238,8 @@ def _length(key: str, response: http.client.HTTPResponse) -> int:
         raise StoreError(
             f"{key}: the store redirects (status {status}), which is refused. Name the final address.", is_final=True
         )
+    if status in {401, 403}:
+        raise StoreError(f"{key}: the store answers with status {status}. Check the token and what it may read.")
     if status != 200:
         raise StoreError(f"{key}: the store answers with status {status}. Check the store.")
     coding = response.headers.get("Content-Encoding", "identity")

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from itertools import islice
 
 from engine.allocation import GIB, Policies, Pool
-from engine.policies.admission import is_tried_again
+from engine.serving.attempts import Attempts
 from engine.serving.estimates import ServiceEstimates, work_of
 from engine.serving.gate import rejection_at_once, rejection_of_waiting, waiting_before
-from engine.serving.job import Job, OutcomeCode, WorkerResult
+from engine.serving.job import Job
 from engine.serving.ledger import Ledger
 from engine.serving.lineup import Scene, next_choice
 from engine.serving.lora_cache import LoraCache
 from engine.serving.lora_desk import LoraDesk
-from engine.serving.ports import Actions, BaseReplicaInfo, BatchSpan, ControlNetWorkerInfo, DispatchSnapshot, Start
-from engine.serving.roster import Base, Batch, Roster
+from engine.serving.ports import Actions, BaseReplicaInfo, BatchSpan, ControlNetWorkerInfo, DispatchSnapshot
+from engine.serving.roster import Roster
 from engine.serving.tenants import Tenants
 from engine.serving.waiting import Queue, Ticket
 from traces.problems import one_problem
@@ -60,44 +60,46 @@ class Dispatcher:
         limits: DispatchLimits | None = None,
         lora_cache_bytes: int | None = None,
     ) -> None:
-        self._actions = actions
+        policies = policies if policies is not None else Policies()
         self._clock = clock
-        self._policies = policies if policies is not None else Policies()
         self._limits = limits if limits is not None else DispatchLimits()
         self._host_bytes = math.inf if lora_cache_bytes is None else lora_cache_bytes
         self.loras = LoraCache(0)
         self._roster = Roster(pools)
-        self._size_lora_cache(pools)
+        self._size_lora_cache(policies, pools)
         self._desk = LoraDesk(actions, self.loras, self._roster)
         self._queue = Queue()
         self._estimates = ServiceEstimates()
         self._ledger = Ledger(actions, clock)
-        self._tenants = Tenants(self._policies)
+        self._tenants = Tenants(policies)
         self._scene = Scene(self._queue, self._roster, self.loras, self._tenants, self._estimates)
         self._not_admitting = ""
         self._window_closes_s = math.inf
-        self._n_retried = 0
-        self.batch_observers: list[Callable[[BatchSpan], None]] = []
+        self._attempts = Attempts(actions, clock, policies, self._scene, self._desk, self._ledger)
+
+    @property
+    def batch_observers(self) -> list[Callable[[BatchSpan], None]]:
         """Told of every batch that has ended; they must not call back."""
+        return self._attempts.observers
 
     def limit_lora_cache(self, n_bytes: int) -> None:
         """The host holds no more of LoRAs than this."""
         self._host_bytes = n_bytes
         self.loras.capacity_bytes = min(self.loras.capacity_bytes, n_bytes)
 
-    def _size_lora_cache(self, pools: Sequence[Pool]) -> None:
+    def _size_lora_cache(self, policies: Policies, pools: Sequence[Pool]) -> None:
         n_replicas = sum(pool.n_replicas for pool in pools if pool.role == "base")
-        wanted_bytes = self._policies.lora_cache_gib * GIB * max(1, n_replicas)
+        wanted_bytes = policies.lora_cache_gib * GIB * max(1, n_replicas)
         self.loras.capacity_bytes = int(min(wanted_bytes, self._host_bytes))
-        self.loras.set_policy(self._policies.lora_cache_policy, self._policies.lora_cache_ttl_s)
+        self.loras.set_policy(policies.lora_cache_policy, policies.lora_cache_ttl_s)
 
     # workers
 
     def set_allocation(self, pools: Sequence[Pool], policies: Policies) -> None:
         """Another allocation is in force; waiting jobs that its pools cannot serve are ended."""
-        self._policies = policies
+        self._attempts.policies = policies
         self._tenants.set_policies(policies)
-        self._size_lora_cache(pools)
+        self._size_lora_cache(policies, pools)
         self._roster.set_pools(pools)
         self._regroup()
         self._pump()
@@ -118,9 +120,7 @@ class Dispatcher:
         """It is gone; its jobs are tried once more elsewhere, or fail with this reason."""
         batch = self._roster.base_down(worker_id)
         if batch is not None:
-            tickets = self._end_batch(batch)
-            for ticket in tickets:
-                self._try_again(ticket, "worker_lost", f"worker {worker_id} was lost: {reason}")
+            self._attempts.lost(batch, reason)
         self._pump()
 
     def controlnet_up(self, info: ControlNetWorkerInfo) -> None:
@@ -163,8 +163,8 @@ class Dispatcher:
         if job.request_id in self._ledger:
             raise one_problem(f"job {job.request_id!r}", "is running or waiting already", "a name of its own")
         now_s = self._clock()
-        self._expire(now_s)
-        policies = self._policies
+        self._attempts.expire(now_s)
+        policies = self._attempts.policies
         own_s = job.deadline_s if job.deadline_s is not None else policies.deadline_s
         limit_s = self._limits.request_limit_s if own_s is None else min(own_s, self._limits.request_limit_s)
         ticket = Ticket(job, self._ledger.n_submitted, now_s, now_s + limit_s, own_s is not None and own_s <= limit_s)
@@ -180,7 +180,7 @@ class Dispatcher:
         before = waiting_before(self._scene, ticket)
         ticket.fair_tag = self._tenants.tag(job.tenant_id, work_of(job))
         self._queue.add(ticket)
-        self._expire(now_s)  # this one too, if its deadline is the moment of its arrival
+        self._attempts.expire(now_s)  # this one too, if its deadline is the moment of its arrival
         self._start_what_can(now_s)
         if job.request_id in self._ledger and not ticket.worker_id:  # it has to wait
             rejection = rejection_of_waiting(self._scene, policies, ticket, before, self._limits.n_waiting_max, now_s)
@@ -194,15 +194,16 @@ class Dispatcher:
         ticket = self._ledger.get(request_id)
         if ticket is None:
             return False
-        worker_id = self._withdraw(ticket)
+        worker_id = self._attempts.withdraw(ticket)
         self._ledger.finish(ticket, "failed", "cancelled", "cancelled")
-        self._give_up(worker_id, ticket)
+        self._attempts.give_up(worker_id, ticket)
         self._pump()
         return True
 
     def batch_done(self, worker_id: str, results: Mapping[str, object]) -> None:
         """A batch ended well: request id to :class:`engine.serving.job.WorkerResult`."""
-        self._batch_ended(worker_id, {}, results, is_retryable=False)
+        self._attempts.ended(worker_id, {}, results, is_retryable=False)
+        self._pump()
 
     def batch_failed(
         self, worker_id: str, failures: Mapping[str, str], *, is_retryable: bool, done: Mapping[str, object]
@@ -212,7 +213,8 @@ class Dispatcher:
         Jobs of the batch that are in neither are tried again alone. So are, once, those of a batch of several whose failure is
         not retryable: one of them is at fault, and only that one is to fail.
         """
-        self._batch_ended(worker_id, failures, done, is_retryable=is_retryable)
+        self._attempts.ended(worker_id, failures, done, is_retryable=is_retryable)
+        self._pump()
 
     # LoRAs
 
@@ -252,7 +254,7 @@ class Dispatcher:
 
     def snapshot(self) -> DispatchSnapshot:
         """Numbers for health and metrics. A job that several pools can serve waits at each of them."""
-        by_pool: dict[str, int] = {}
+        by_pool = dict.fromkeys(self._roster.base_pools, 0)
         for group in self._queue.groups():
             for pool in group:
                 by_pool[pool] = by_pool.get(pool, 0) + self._queue.n_waiting(group)
@@ -269,7 +271,7 @@ class Dispatcher:
             oldest_wait_s=0.0 if oldest_s is None else self._clock() - oldest_s,
             n_submitted=self._ledger.n_submitted,
             n_ended=dict(self._ledger.n_ended),
-            n_retried=self._n_retried,
+            n_retried=self._attempts.n_retried,
             n_lora_hits=self._desk.n_hits,
             n_lora_misses=self._desk.n_misses,
             lora_cache_bytes=self.loras.held_bytes,
@@ -302,150 +304,24 @@ class Dispatcher:
     def _pump(self) -> None:
         """Everything that may follow from a change: expiries, starts, prefetches."""
         now_s = self._clock()
-        self._expire(now_s)
+        self._attempts.expire(now_s)
         self._desk.expire(now_s)
         self._start_what_can(now_s)
         self._prefetch(now_s)
 
     def _start_what_can(self, now_s: float) -> None:
         while True:
-            choice = next_choice(self._scene, self._policies, now_s)
+            choice = next_choice(self._scene, self._attempts.policies, now_s)
             self._window_closes_s = choice.window_closes_s
             for ticket in choice.passed:
                 ticket.n_overtaken += 1
                 self._desk.want(ticket, now_s)
             if choice.base is None:
                 return
-            self._start(choice.base, choice.tickets, now_s)
-
-    def _start(self, base: Base, tickets: Sequence[Ticket], now_s: float) -> None:
-        for ticket in tickets:
-            self._desk.want(ticket, now_s)
-            self._queue.remove(ticket)
-            ticket.worker_id = ticket.served_by = base.info.worker_id
-            ticket.topology = base.info.topology
-            ticket.start_s = now_s
-            ticket.n_attempts += 1
-            self._tenants.started(ticket.job.tenant_id, ticket.fair_tag)
-        batch = self._roster.begin(base, tickets, now_s)
-        lora_paths = self._desk.begin(batch, now_s)
-        n_steps = tickets[0].job.n_steps
-        patch_by = min(self._policies.lora_patch_by_step, n_steps - 1) if base.is_decoupled else 0
-        self._actions.start(
-            Start(
-                worker_id=base.info.worker_id,
-                jobs=tuple(ticket.job for ticket in tickets),
-                attempt=max(ticket.n_attempts for ticket in tickets),
-                controlnet_workers=batch.controlnet_workers,
-                lora_paths=lora_paths,
-                patch_by_step=patch_by,
-            )
-        )
+            self._attempts.start(choice.base, choice.tickets, now_s)
 
     def _prefetch(self, now_s: float) -> None:
-        depth = self._policies.lora_prefetch_depth
+        depth = self._attempts.policies.lora_prefetch_depth
         if depth > 0 and len(self._queue) > 0:
             for ticket in list(islice(self._queue.in_order(self._queue.groups()), depth)):
                 self._desk.want(ticket, now_s)
-
-    # ending
-
-    def _batch_ended(
-        self, worker_id: str, failures: Mapping[str, str], results: Mapping[str, object], *, is_retryable: bool
-    ) -> None:
-        base = self._roster.bases.get(worker_id)
-        batch = None if base is None else base.batch
-        reported = failures.keys() | results.keys()
-        if batch is None or (reported and not reported & batch.request_ids):
-            return  # a report on a batch that was given up with an earlier process of this worker
-        now_s = self._clock()
-        n_in_batch = len(batch.request_ids)
-        for ticket in self._end_batch(batch, _loading_s(results)):
-            name = ticket.job.request_id
-            result = results.get(name)
-            if self._ledger.is_late(ticket, now_s):
-                continue
-            if isinstance(result, WorkerResult):
-                if result.is_switch and batch.was_resident:
-                    self._roster.switched(worker_id, ticket.job.base_model_id)
-                self._estimates.observe(ticket.job, now_s - batch.start_s, n_in_batch)
-                self._ledger.finish(ticket, "done", "", "", result=result)
-                continue
-            sentence = failures.get(name)
-            refusal = self._desk.refusal_of(ticket)
-            lost = sorted(batch.lost_loras.intersection(ticket.lora_ids))
-            if refusal:
-                self._ledger.finish(ticket, "failed", "lora_refused", refusal)
-            elif sentence is None or is_retryable:
-                self._try_again(ticket, "worker_lost", sentence or f"worker {worker_id} reported nothing of this job")
-            elif lost:
-                self._try_again(ticket, "job_error", f"LoRA {', '.join(lost)} could not be fetched: {sentence}")
-            elif n_in_batch > 1:
-                self._try_again(ticket, "job_error", sentence)
-            else:
-                self._ledger.finish(ticket, "failed", "job_error", sentence)
-        self._pump()
-
-    def _end_batch(self, batch: Batch, loading_s: float = 0.0) -> list[Ticket]:
-        """Frees what a batch held; gives its tickets that have not ended, in order."""
-        span = BatchSpan(batch.info, batch.start_s, self._clock(), loading_s)
-        for observer in self.batch_observers:
-            observer(span)
-        self._roster.end(batch)
-        self._desk.end(batch)
-        tickets = list(batch.tickets.values())
-        for ticket in tickets:
-            self._tenants.given_back(ticket.job.tenant_id)
-            ticket.worker_id = ""
-        batch.tickets.clear()
-        return tickets
-
-    def _try_again(self, ticket: Ticket, code: OutcomeCode, sentence: str) -> None:
-        """Another attempt, alone and at its old place in the queue, if policy and deadline allow; else the job has failed."""
-        now_s = self._clock()
-        if self._ledger.is_late(ticket, now_s):
-            return
-        service_s = self._estimates.service_s(ticket.job)
-        if is_tried_again(ticket.n_attempts, self._policies.retry_max, now_s, ticket.deadline_at_s, service_s):
-            refusal = self._desk.refusal_of(ticket)
-            if refusal:
-                self._ledger.finish(ticket, "failed", "lora_refused", refusal)
-                return
-            ticket.group = self._roster.group_of(ticket.job)
-            if ticket.group:
-                self._n_retried += 1
-                ticket.is_alone = True
-                ticket.start_s = None
-                self._queue.add(ticket)
-                return
-        tries = "once" if ticket.n_attempts == 1 else f"{ticket.n_attempts} times"
-        self._ledger.finish(ticket, "failed", code, f"{sentence} (tried {tries})")
-
-    def _expire(self, now_s: float) -> None:
-        for ticket in self._ledger.due(now_s):
-            worker_id = self._withdraw(ticket)
-            self._ledger.expire(ticket, "while it ran" if worker_id else "in the queue")
-            self._give_up(worker_id, ticket)
-
-    def _withdraw(self, ticket: Ticket) -> str:
-        """Takes a ticket that is to end out of the queue, or out of the batch of the replica that is returned."""
-        worker_id = ticket.worker_id
-        if not worker_id:
-            self._queue.remove(ticket)
-            return ""
-        batch = self._roster.bases[worker_id].batch
-        if batch is not None:
-            del batch.tickets[ticket.job.request_id]
-        self._tenants.given_back(ticket.job.tenant_id)
-        return worker_id
-
-    def _give_up(self, worker_id: str, ticket: Ticket) -> None:
-        """Asks the replica that runs an ended job to stop it; it stays busy until it reports."""
-        if worker_id:
-            self._actions.cancel(worker_id, ticket.job.request_id)
-
-
-def _loading_s(results: Mapping[str, object]) -> float:
-    """A batch loads once; every job of it reports that."""
-    stages = [result.stages for result in results.values() if isinstance(result, WorkerResult)]
-    return max((stage.switch_s + stage.controlnet_load_s for stage in stages), default=0.0)

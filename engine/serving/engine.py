@@ -16,8 +16,8 @@ from typing import Any, Final
 from engine.allocation import Allocation
 from engine.allocation_checks import check_allocation
 from engine.catalogue import Catalogue
-from engine.frontdoor.port import EngineView
 from engine.serving.dispatcher import Dispatcher, DispatchLimits
+from engine.serving.engine_view import EngineView
 from engine.serving.events import EventLog
 from engine.serving.fetching import Fetches
 from engine.serving.fleet import LOOK_S, Fleet
@@ -26,7 +26,7 @@ from engine.serving.job import Job, Outcome
 from engine.serving.orders import Orders
 from engine.serving.pairing import Pairs
 from engine.serving.reconcile import Devices, Difference, Wanted, WorkerSpec, check_runnable, difference, wanted_by
-from engine.serving.settings import EngineSettings
+from engine.serving.settings import EngineSettings, with_cpu_threads
 from engine.serving.supervisor import Replica
 from engine.serving.views import base_info, controlnet_info, worker_view
 from engine.serving.worker_handle import WorkerHandle
@@ -47,8 +47,9 @@ class Engine:
     ) -> None:
         """Raises :class:`InputError` if this engine cannot run the allocation on these devices."""
         self.allocation = allocation
-        self.settings = settings
         self._wanted = _checked(allocation, settings)
+        n_computing = sum(spec.n_ranks for spec in self._wanted.workers.values() if spec.role != "loader")
+        self.settings = settings = with_cpu_threads(settings, n_computing)
         self._began_s = time.monotonic()
         settings.run_dir.mkdir(parents=True, exist_ok=True)
         self.events = EventLog(self.clock, settings.run_dir)

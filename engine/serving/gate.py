@@ -8,7 +8,7 @@ from typing import Final
 from engine.allocation import Policies
 from engine.policies.admission import can_meet_deadline, is_admitted
 from engine.serving.job import OutcomeCode
-from engine.serving.lineup import Scene, expected_wait_s
+from engine.serving.lineup import Scene, could_start_now, expected_wait_s
 from engine.serving.tenants import or_unlimited
 from engine.serving.waiting import Ticket
 
@@ -59,6 +59,9 @@ def rejection_at_once(
     slack = policies.admission_slack_ratio
     service_s = scene.estimates.service_s(ticket.job)
     if slack is None or not ticket.has_own_deadline or service_s <= 0.0:  # nothing has ended yet: nothing is known
+        return None
+    if could_start_now(scene, ticket):
+        # It costs nobody a turn, and shows how long such a job takes: one slow first image must not have all later ones refused.
         return None
     wait_s = expected_wait_s(scene, ticket, now_s)
     if can_meet_deadline(wait_s, service_s, ticket.deadline_at_s - now_s, slack):

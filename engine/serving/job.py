@@ -152,3 +152,5 @@ class Outcome:
     code: OutcomeCode = ""
     topology: str = ""
     """Of the base worker named in ``worker_id``."""
+    had_company: bool = False
+    """Another batch used one of its ControlNet workers while it ran, so that it may have waited for them."""

@@ -97,5 +97,6 @@ class Ledger:
                 result=result,
                 code=code,
                 topology=ticket.topology,
+                had_company=ticket.had_company,
             )
         )

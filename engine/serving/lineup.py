@@ -79,13 +79,18 @@ def next_choice(scene: Scene, policies: Policies, now_s: float) -> Choice:
     )
 
 
+def could_start_now(scene: Scene, ticket: Ticket) -> bool:
+    """Whether a replica that could serve it is idle."""
+    return any(scene.roster.can_start(base, ticket) for base in scene.roster.open_bases(ticket.group))
+
+
 def expected_wait_s(scene: Scene, ticket: Ticket, now_s: float) -> float:
     """Estimated wait of an arriving ticket: everything of its own or higher urgency that shares a pool with it is ahead.
 
     Too long where that work may also go to pools that this ticket cannot use. Infinite while no replica that could serve it is up.
     """
     roster = scene.roster
-    if any(roster.can_start(base, ticket) for base in roster.open_bases(ticket.group)):
+    if could_start_now(scene, ticket):
         return 0.0
     pools = set(ticket.group)
     waiting_s = sum(

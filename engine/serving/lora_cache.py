@@ -74,6 +74,16 @@ class LoraCache:
         """Bytes of all files that are there, those included that are not kept."""
         return self.used_bytes + sum(n_bytes for _, n_bytes in self._passing.values())
 
+    def held(self) -> dict[str, int]:
+        """Id to bytes of what is kept, least recently used first."""
+        found: dict[str, int] = {}
+        anchor = len(self._ids)
+        at = self._preceding[anchor]
+        while at != anchor:
+            found[self._ids[at]] = self._n_bytes[at]
+            at = self._preceding[at]
+        return found
+
     @property
     def n_pins(self) -> int:
         """Sum of all pins."""

@@ -51,8 +51,8 @@ class Start:
     jobs: tuple[Job, ...]
     attempt: int
     """1 or 2."""
-    controlnet_workers: Mapping[str, str]
-    """ControlNet id to the worker that computes it; empty for what runs in process."""
+    controlnet_workers: tuple[Mapping[str, str], ...]
+    """For each rank of the replica: ControlNet id to the worker that computes it; empty for what runs in process."""
     lora_paths: Mapping[str, str | None]
     """LoRA id to its checked file in the host tier; None while it is being fetched (``lora_ready`` follows)."""
     patch_by_step: int

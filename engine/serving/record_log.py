@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from engine.allocation import Allocation, Pool
-from engine.frontdoor.port import EngineView, WorkerView
+from engine.serving.engine_view import EngineView, WorkerView
 from engine.serving.events import Event
 from engine.serving.job import Job, Outcome
 from engine.serving.line_file import LineFiles, LineFileSettings

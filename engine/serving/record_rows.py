@@ -14,8 +14,8 @@ def request_row(job: Job, outcome: Outcome, origin_s: float = 0.0) -> dict[str, 
 
     Stages of a done request fill start to end, as in a simulated log: what the worker did not count (messages between the
     processes, a retry is before the start) is part of ``decode_s`` and also stands in ``overhead_s``. ``denoise_alone_s`` is null
-    for requests that used ControlNet workers: how long they would have taken alone was not measured. Further columns:
-    ``variant``, ``n_attempts``, ``lora_patch_step``, ``code``.
+    where another request used one of the same ControlNet workers meanwhile: how long this one would have taken alone was not
+    measured then. Further columns: ``variant``, ``n_attempts``, ``lora_patch_step``, ``code``.
     """
     is_done = outcome.status == "done"
     start_s = None if outcome.start_s is None else outcome.start_s - origin_s
@@ -24,7 +24,6 @@ def request_row(job: Job, outcome: Outcome, origin_s: float = 0.0) -> dict[str, 
     stages = result.stages if is_done and result is not None else StageSeconds()
     service_s = 0.0 if start_s is None or not is_done else end_s - start_s
     stages, overhead_s = _filled(stages, service_s)
-    is_shared = outcome.topology.startswith("decoupled") and bool(job.controls)
     return {
         "request_id": job.request_id,
         "arrival_s": arrival_s,
@@ -46,7 +45,7 @@ def request_row(job: Job, outcome: Outcome, origin_s: float = 0.0) -> dict[str, 
         "lora_wait_s": stages.lora_wait_s,
         "text_s": stages.text_s,
         "denoise_s": stages.denoise_s,
-        "denoise_alone_s": None if is_shared else stages.denoise_s,
+        "denoise_alone_s": None if outcome.had_company else stages.denoise_s,
         "decode_s": stages.decode_s,
         "n_lora_misses": outcome.n_lora_misses,
         "n_controlnet_misses": result.n_controlnet_misses if result is not None else 0,

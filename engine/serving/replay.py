@@ -1,8 +1,9 @@
 """Plays a trace against a running engine in real or scaled time, and leaves the tables that a simulation of it would leave.
 
 Open loop: a request is sent when it is due, whatever became of those before it. Written to the folder: ``trace.parquet`` (the
-requests as offered: simulate this one to compare), ``requests.parquet``, ``workers.parquet``, ``summary.json``; while it runs,
-``records-*.jsonl``, so that an interrupted replay keeps what has ended.
+requests as offered: simulate this one to compare), ``requests.parquet``, ``workers.parquet``, ``summary.json``, ``allocation.json``
+and ``start.json`` (:mod:`engine.serving.replay_state`): all that ``diffplan validate`` needs. While it runs, ``records-*.jsonl``, so that
+an interrupted replay keeps what has ended.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from engine.serving.replay_jobs import (
     mapped_trace,
     warm_up_jobs,
 )
+from engine.serving.replay_state import start_state, with_later_sizes, write_state
 from engine.serving.replay_summary import summary_of
 from traces.files import written_beside
 from traces.problems import InputError, Problem, one_problem
@@ -115,6 +117,8 @@ async def replay(
     write_trace(plan.trace, folder / "trace.parquet")
     n_replicas = sum(pool.n_replicas for pool in pools if pool.role == "base")
     warm_up_s = await _warm_up(plan.jobs, engine, n_replicas, settings, progress)
+    state = start_state(engine)
+    write_state(state, engine, folder)
     origin_s = engine.clock()
     run = _Run(plan, engine, origin_s, settings, progress)
     log = RecordLog(folder, engine.clock, pools, origin_s=origin_s)
@@ -124,6 +128,7 @@ async def replay(
             await run.play(log)
         is_interrupted = False
     finally:
+        write_state(with_later_sizes(state, engine), engine, folder)
         summary = _written(plan, run, log, folder, settings)
         summary |= {"is_interrupted": is_interrupted, "warm_up_s": warm_up_s}
         _write_json(summary, folder / "summary.json")

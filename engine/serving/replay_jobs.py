@@ -148,11 +148,12 @@ def mapped_trace(trace: Trace, add_ons: AddOnMap) -> Trace:
 
 
 def job_of(request: Request) -> Job:
-    """One request of a mapped trace as a job. Control images are drawn from its seed, which is drawn from its id."""
+    """One request of a mapped trace as a job, with a negative prompt if it is guided. Control images are drawn from its seed, which is drawn from its id."""
     return Job(
         request_id=request.request_id,
         base_model_id=request.base_model_id,
         prompt=f"request {request.request_id}",
+        negative_prompt=f"not request {request.request_id}" if request.guidance_scale > 1.0 else None,
         n_images=request.n_images,
         n_steps=request.n_steps,
         width_px=request.width_px,

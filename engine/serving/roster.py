@@ -23,13 +23,16 @@ class Batch:
     """All of them."""
     start_s: float
     forward_batch: int
-    controlnet_workers: Mapping[str, str]
+    controlnet_workers: tuple[Mapping[str, str], ...]
+    """ControlNet id to worker, for each rank of the replica."""
     loads: Mapping[str, float]
     """ControlNet worker to the load this batch puts on it."""
     lora_ids: tuple[str, ...]
     """Pinned until it ends."""
     was_resident: bool
     """Whether its checkpoint was believed to be on the device."""
+    had_company: bool = False
+    """Another batch has used one of its ControlNet workers at the same time."""
     awaited_loras: set[str] = field(default_factory=set)
     """LoRAs that were not there when it started, and of which the replica has not been told yet."""
     lost_loras: set[str] = field(default_factory=set)
@@ -57,6 +60,11 @@ class Base:
     def is_open(self) -> bool:
         """Whether it takes a batch now."""
         return self.batch is None and not self.is_draining
+
+    @property
+    def n_ranks(self) -> int:
+        """Its processes; each of a pair runs half of a guided batch."""
+        return 2 if self.info.topology == "decoupled_cfg2" else 1
 
     @property
     def is_decoupled(self) -> bool:
@@ -146,6 +154,11 @@ class Roster:
         """The base pools that can serve a job once their workers are up; () if none can."""
         return tuple(pool.name for pool in self._pools.values() if pool.role == "base" and self._can_serve(pool, job))
 
+    @property
+    def base_pools(self) -> list[str]:
+        """All of them, whether or not a worker is up."""
+        return [pool.name for pool in self._pools.values() if pool.role == "base"]
+
     def open_bases(self, group: Group) -> list[Base]:
         """Replicas of these pools that take a batch now."""
         return [base for base in self.bases.values() if base.is_open and base.info.pool in group]
@@ -180,21 +193,23 @@ class Roster:
         """Chooses the ControlNet workers and makes the replica busy. :meth:`can_start` must hold."""
         head = tickets[0]
         forward_batch = sum(ticket.job.forward_batch for ticket in tickets)
-        chosen: dict[str, str] = {}
+        chosen: list[dict[str, str]] = [{}]
         loads: dict[str, float] = {}
         if base.is_decoupled:
+            # Each rank of a pair runs half of a guided batch, and its half may go to a worker of its own.
+            if base.n_ranks == 2 and head.job.uses_cfg:
+                chosen.append({})
             for use in head.job.controls:
                 load = control_load(head.job.n_steps, use.start, use.end, forward_batch) if use.scale != 0.0 else 0.0
-                worker_id = chosen.get(use.controlnet_id)
-                if worker_id is None:
-                    names = self._candidates(base.info.worker_id, use.controlnet_id)
-                    carried = [self._loads.get(name, 0.0) + loads.get(name, 0.0) for name in names]
-                    resident = [use.controlnet_id in self.controlnets[name].resident for name in names]
-                    worker_id = chosen[use.controlnet_id] = names[least_loaded(carried, resident)]
-                    self.controlnets[worker_id].resident[use.controlnet_id] = None
-                loads[worker_id] = loads.get(worker_id, 0.0) + load
+                for of_rank in chosen:
+                    self._choose(base, use.controlnet_id, load / len(chosen), of_rank, loads)
         else:
             base.warm_controlnets.update(dict.fromkeys(head.controlnet_ids))
+        company = [
+            other.batch for other in self.bases.values() if other.batch and loads.keys() & other.batch.loads.keys()
+        ]
+        for other in company:
+            other.had_company = True
         for worker_id, load in loads.items():
             self._loads[worker_id] = self._loads.get(worker_id, 0.0) + load
             self._n_batches[worker_id] = self._n_batches.get(worker_id, 0) + 1
@@ -204,10 +219,11 @@ class Roster:
             request_ids=frozenset(ticket.job.request_id for ticket in tickets),
             start_s=now_s,
             forward_batch=forward_batch,
-            controlnet_workers=chosen,
+            controlnet_workers=tuple(chosen) if len(chosen) == base.n_ranks else (chosen[0],) * base.n_ranks,
             loads=loads,
             lora_ids=head.lora_ids,
             was_resident=head.job.base_model_id in base.resident,
+            had_company=bool(company),
         )
         base.resident[head.job.base_model_id] = None
         return base.batch
@@ -229,6 +245,19 @@ class Roster:
         base = self.bases.get(worker_id)
         if base is not None:
             base.resident = {base_model_id: None}
+
+    def _choose(
+        self, base: Base, controlnet_id: str, load: float, chosen: dict[str, str], loads: dict[str, float]
+    ) -> None:
+        """Who computes a ControlNet for one rank; ``chosen`` and ``loads`` are those of the batch so far."""
+        worker_id = chosen.get(controlnet_id)
+        if worker_id is None:
+            names = self._candidates(base.info.worker_id, controlnet_id)
+            carried = [self._loads.get(name, 0.0) + loads.get(name, 0.0) for name in names]
+            resident = [controlnet_id in self.controlnets[name].resident for name in names]
+            worker_id = chosen[controlnet_id] = names[least_loaded(carried, resident)]
+            self.controlnets[worker_id].resident[controlnet_id] = None
+        loads[worker_id] = loads.get(worker_id, 0.0) + load
 
     def _candidates(self, base_worker_id: str, controlnet_id: str) -> list[str]:
         return [

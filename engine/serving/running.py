@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,7 @@ class RunningBatch:
         for rank in replica.ranks:
             pairs = {
                 controlnet_id: pair_of(start.worker_id, worker_id, rank.rank) or ""
-                for controlnet_id, worker_id in start.controlnet_workers.items()
+                for controlnet_id, worker_id in start.controlnet_workers[rank.rank].items()
             }
             rank.send(
                 {
@@ -66,13 +67,25 @@ class RunningBatch:
         leader, leader_blobs = self._reports[0]
         if leader["type"] == "batch_done":
             # The leader has the images; whatever the other rank met after the last exchange does not matter to them.
-            return BatchEnd(_results(leader["results"], leader_blobs), leader["failures"], is_retryable=False)
+            results = _results(leader["results"], leader_blobs)
+            return BatchEnd(self._with_other_misses(results), leader["failures"], is_retryable=False)
         failures: dict[str, str] = {}
         is_retryable = False
         for message_of_rank, _ in (self._reports[rank] for rank in sorted(self._reports, reverse=True)):
             failures.update(message_of_rank["failures"])
             is_retryable |= message_of_rank.get("is_retryable", False)
         return BatchEnd({}, failures, is_retryable)
+
+    def _with_other_misses(self, results: dict[str, WorkerResult]) -> dict[str, WorkerResult]:
+        """A rank with ControlNet workers of its own may have met loads that the leader knows nothing of."""
+        workers = self.start.controlnet_workers
+        for rank, (message, _) in self._reports.items():
+            if rank > 0 and workers[rank] != workers[0]:
+                for request_id, item in message.get("results", {}).items():
+                    if request_id in results:
+                        n = results[request_id].n_controlnet_misses + item["n_controlnet_misses"]
+                        results[request_id] = dataclasses.replace(results[request_id], n_controlnet_misses=n)
+        return results
 
 
 def _results(plain: Mapping[str, Any], blobs: Sequence[bytes]) -> dict[str, WorkerResult]:

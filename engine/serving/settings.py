@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
+
+from engine.serving.warm_shapes import WarmShape
 
 Model = Literal["featherweight", "tiny", "sdxl"]
 NEVER_S: Final = float("inf")
@@ -76,6 +80,8 @@ class EngineSettings:
     """Folder of local weights, handed to the model side."""
     host_tier_parent: Path = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
     n_loaders: int = 1
+    warm: tuple[WarmShape, ...] = ()
+    """A base or ControlNet worker is ready once it has captured these, for every model that it holds then."""
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Settings of the model side, by name."""
     bounds: Bounds = field(default_factory=Bounds)
@@ -85,3 +91,15 @@ class EngineSettings:
     """What they must show; at least 16 characters."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Added to the environment of worker processes."""
+
+
+def with_cpu_threads(settings: EngineSettings, n_workers: int) -> EngineSettings:
+    """The same, but workers that compute on this host's CPU share its cores, unless OMP_NUM_THREADS says something already.
+
+    Each would take all of them: two workers on two cores then spend ten times as long, most of it waiting for each other.
+    """
+    is_told = "OMP_NUM_THREADS" in os.environ or "OMP_NUM_THREADS" in settings.environment
+    if is_told or settings.model == "featherweight" or set(settings.devices) != {"cpu"}:
+        return settings
+    n_threads = max(1, len(os.sched_getaffinity(0)) // max(1, n_workers))
+    return dataclasses.replace(settings, environment={**settings.environment, "OMP_NUM_THREADS": str(n_threads)})

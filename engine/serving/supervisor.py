@@ -363,6 +363,7 @@ class Replica:
             line_timeout_s=bounds.line_s,
             lora_wait_s=bounds.lora_wait_s,
             heartbeat_s=bounds.heartbeat_s,
+            warm=() if spec.role == "loader" else tuple(str(shape) for shape in settings.warm),
             options={
                 **(self._loader_options() if spec.role == "loader" else {}),
                 **{k: v for k, v in settings.options.items() if spec.role == "loader" or not k.startswith("loader_")},

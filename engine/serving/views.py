@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from engine.frontdoor.port import WorkerView
+from typing import Final
+
+from engine.serving.engine_view import WorkerView
 from engine.serving.ports import BaseReplicaInfo, ControlNetWorkerInfo
 from engine.serving.running import RunningBatch
 from engine.serving.supervisor import Replica
+
+DOING: Final = {"compile": "compiles and captures its warm shapes", "load": "loads models"}
+"""By phase of a worker's work path."""
 
 
 def worker_view(replica: Replica, batch: RunningBatch | None, now_s: float) -> WorkerView:
@@ -27,9 +32,16 @@ def worker_view(replica: Replica, batch: RunningBatch | None, now_s: float) -> W
         progress_age_s=min(age_s, now_s - batch.since_s) if batch is not None else age_s,
         busy_s=replica.busy_s,
         n_restarts=replica.n_restarts,
-        reason=replica.reason,
+        reason="; ".join(filter(None, (_starting(replica), replica.reason))),
         memory_bytes=replica.memory,
+        shapes=tuple(replica.ranks[0].resident.get("shapes", ())) if replica.ranks else (),
     )
+
+
+def _starting(replica: Replica) -> str:
+    """What a replica that is not ready yet is at."""
+    phases = {rank.phase for rank in replica.ranks} if replica.state == "starting" else set()
+    return next((f"it {said}" for phase, said in DOING.items() if phase in phases), "")
 
 
 def base_info(replica: Replica) -> BaseReplicaInfo:

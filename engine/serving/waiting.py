@@ -45,6 +45,8 @@ class Ticket:
     topology: str = ""
     """Of that worker."""
     start_s: float | None = None
+    had_company: bool = False
+    """Another batch used one of its ControlNet workers while it ran last."""
     lora_misses: set[str] = field(default_factory=set)
     lora_hits: set[str] = field(default_factory=set)
 

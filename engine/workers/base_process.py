@@ -197,6 +197,7 @@ class BaseProcess:
                 clock.charge("switch_s" if is_switch else "text_s")
                 self._harness.progress("step")
                 n_steps = painter.begin(jobs, self._pairs_of(order))
+                painter.settle()
                 clock.charge("text_s")
                 patch_step = self._denoise(jobs, news, n_steps, order.patch_by_step, clock)
                 self._harness.progress("decode")
@@ -209,9 +210,14 @@ class BaseProcess:
         finally:
             self._harness.progress("load")
             painter.restore()
+        if patch_step is not None:
+            painter.settle()
         clock.charge("lora_wait_s" if patch_step is not None else "decode_s")
         load_s = float(getattr(painter, "controlnet_load_s", 0.0))
-        stages = dataclasses.replace(clock.stages(), controlnet_load_s=load_s)
+        stages = clock.stages()
+        # what was loaded in process was loaded before the text was encoded, and is in that time
+        text_s = max(0.0, stages.text_s - float(getattr(painter, "local_load_s", 0.0)))
+        stages = dataclasses.replace(stages, text_s=text_s, controlnet_load_s=load_s)
         results: dict[str, Any] = {}
         blobs: list[bytes] = []
         for job, files in zip(jobs, images, strict=True):
@@ -254,8 +260,10 @@ class BaseProcess:
             both = self._agreement.agree(i, Flags(is_pending and news.has_loras, news.is_cancelled))
             if both.is_cancelled:
                 raise CancelledError
-            clock.charge("denoise_s")
             if is_pending and (both.has_loras or i >= last):
+                if i > 0:
+                    painter.settle()
+                clock.charge("denoise_s")
                 harness.progress("lora_wait")
                 if not news.wait_for_loras(self._setup.lora_wait_s, lambda: harness.progress("lora_wait")):
                     self._abort(CancelledError("cancelled"))
@@ -263,9 +271,11 @@ class BaseProcess:
                 harness.progress("load")
                 painter.patch([(LoadedLora(use.lora_id, news.path(use.lora_id)), use.scale) for use in loras])
                 patch_step = i
+                painter.settle()
                 clock.charge("lora_wait_s")
             harness.progress("step")
             painter.step(i)
+        painter.settle()
         clock.charge("denoise_s")
         return patch_step
 

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ from engine.workers.painter import ControlHost, JobError, PeerLostError
 from engine.workers.partner_line import listening
 from engine.workers.setup import WorkerSetup, make_control_host
 
+POLL_S: Final = 0.005
+"""Between two looks at a read that is under way while nobody else has work."""
 SHOW_TOKEN_S: Final = 1.0
 """A connection that does not show its token within this time is dropped; clients wait meanwhile."""
 
@@ -50,11 +52,19 @@ class ControlNetProcess:
         harness, host = self._harness, self._host
         harness.ready({"controlnet_ids": host.resident()}, host.memory())
         while True:
-            waiting = [pair_id for pair_id, client in self._clients.items() if client.line.has_heard]
-            if not waiting:
-                harness.idle()
-            ready = self._selector.select(0 if waiting else None)
-            harness.progress("step")
+            awaited = host.awaited()
+            self._listen_to_all_but(awaited)
+            waiting = [p for p, client in self._clients.items() if client.line.has_heard and p not in awaited]
+            if awaited:
+                # A piece for those who wait, then whoever else has something: nobody waits for more than that.
+                is_under_way = not host.advance()
+                ready = self._selector.select(0 if waiting or not is_under_way else POLL_S)
+            else:
+                if not waiting:
+                    harness.idle()
+                ready = self._selector.select(0 if waiting else None)
+            if ready or waiting or not awaited:
+                harness.progress("step")
             readable = {key.data for key, _ in ready}
             if None in readable:
                 harness.clear_wake()
@@ -64,8 +74,17 @@ class ControlNetProcess:
             if "listener" in readable:
                 self._accept()
             for pair_id in [pair_id for pair_id in self._turns if pair_id in readable or pair_id in waiting]:
-                if pair_id in self._clients:
+                if pair_id in self._clients and pair_id not in host.awaited():
                     self._serve_one(pair_id)
+
+    def _listen_to_all_but(self, awaited: Collection[str]) -> None:
+        """Lines of clients whose job cannot go on are left alone: what they sent stays readable, and would wake us for nothing."""
+        listened = {key.data for key in self._selector.get_map().values()}
+        for pair_id, client in self._clients.items():
+            if pair_id in awaited and pair_id in listened:
+                self._selector.unregister(client.line)
+            elif pair_id not in awaited and pair_id not in listened:
+                self._selector.register(client.line, selectors.EVENT_READ, pair_id)
 
     def _obey(self, message: dict[str, Any]) -> bool:
         kind = message["type"]

@@ -11,7 +11,7 @@ import hashlib
 import struct
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -198,6 +198,11 @@ class FeatherweightPainter:
         self._load_s = float(setup.options.get("load_s", 0.0))
         self._resident = [i for i in setup.base_model_ids if i != ANY] or ["default"]
         self._active = self._resident[0]
+        self._shapes: list[str] = []
+        for shape in setup.warm_shapes:
+            progress("compile")
+            time.sleep(float(setup.options.get("warm_s", 0.0)))
+            self._shapes.append(str(shape))
         self._weight = _weight(self._active, ())
         self._work: _Work | None = None
         self._batch = 0
@@ -356,6 +361,9 @@ class FeatherweightPainter:
             contents.append((_lora_number(content), scale))
         self._weight = _weight(self._active, contents)
 
+    def settle(self) -> None:
+        """See :class:`engine.workers.painter.Painter`."""
+
     def finish(self, *, wants_images: bool) -> list[list[bytes]]:
         """See :class:`engine.workers.painter.Painter`."""
         work = self._now()
@@ -382,6 +390,7 @@ class FeatherweightPainter:
         return {
             "base_model_ids": list(self._resident),
             "controlnet_ids": [i for i in self._setup.controlnet_ids if i != ANY],
+            "shapes": list(self._shapes),
         }
 
     def admit(self, kind: str, model_id: str, source: Mapping[str, Any]) -> None:
@@ -415,15 +424,19 @@ class _Client:
 
 
 class FeatherweightControlHost:
-    """See :class:`engine.workers.painter.ControlHost`. Options: ``service_s``, ``faults_dir``."""
+    """See :class:`engine.workers.painter.ControlHost`. Options: ``service_s``, ``controlnet_load_s``, ``faults_dir``."""
 
     def __init__(self, setup: WorkerSetup, progress: Progress) -> None:
         self._faults = _faults(setup)
         self._faults.start()
         self._service_s = float(setup.options.get("service_s", 0.0))
+        self._load_s = float(setup.options.get("controlnet_load_s", 0.0))
+        self._awaited: dict[str, float] = {}
+        """Client to when what its job needs is loaded."""
         self._clients: dict[str, _Client] = {}
         self._may_host = set(setup.controlnet_ids)
         self._resident = {i for i in setup.controlnet_ids if i != ANY}
+        self._progress = progress
         progress("load")
 
     def open(self, client: str, pair: PairOfControlNets) -> None:
@@ -433,6 +446,7 @@ class FeatherweightControlHost:
     def close(self, client: str) -> None:
         """See :class:`engine.workers.painter.ControlHost`."""
         self._clients.pop(client, None)
+        self._awaited.pop(client, None)
 
     def begin(self, client: str, message: Mapping[str, Any]) -> None:
         """See :class:`engine.workers.painter.ControlHost`."""
@@ -443,9 +457,24 @@ class FeatherweightControlHost:
         for control in message["controls"]:
             if ANY not in self._may_host and control["id"] not in self._may_host:
                 raise JobError(f"ControlNet {control['id']} is not hosted here")
+            if control["id"] not in self._resident and self._load_s:
+                self._awaited[client] = time.monotonic() + self._load_s
             self._resident.add(control["id"])
             images = np.array(control["images"], dtype=np.uint64).reshape(-1, 1)
             state.controls.append((control["id"], control["scale"], images))
+
+    def awaited(self) -> Collection[str]:
+        """See :class:`engine.workers.painter.ControlHost`."""
+        return self._awaited.keys()
+
+    def advance(self) -> bool:
+        """See :class:`engine.workers.painter.ControlHost`."""
+        self._progress("load")
+        now_s = time.monotonic()
+        loaded = [client for client, at_s in self._awaited.items() if at_s <= now_s]
+        for client in loaded:
+            del self._awaited[client]
+        return bool(loaded)
 
     def step(self, client: str, message: Mapping[str, Any]) -> None:
         """See :class:`engine.workers.painter.ControlHost`."""

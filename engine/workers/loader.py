@@ -112,8 +112,9 @@ def make_fetcher(setup: WorkerSetup, progress: Callable[[str], None]) -> Loader:
     """The loader of a worker process; removes what dead loaders left half-written in the host tier.
 
     Options (``setup.options``): ``loader_dtype`` (BF16, F16, F32), ``loader_quarantine`` (folder; none: refusals are only
-    reported), ``loader_chunk_timeout_s``, ``loader_total_timeout_s``, ``loader_file_bytes_max``, ``loader_rank_max``; and the
-    networks' own ``dtype``, which counts before ``loader_dtype``.
+    reported), ``loader_chunk_timeout_s``, ``loader_total_timeout_s``, ``loader_file_bytes_max``, ``loader_rank_max``,
+    ``loader_token_file`` (bearer token of an HTTP store), ``loader_token_over_http``; and the networks' own ``dtype``, which
+    counts before ``loader_dtype``.
 
     Raises:
         InputError: the store, or an option, is not what it should be.
@@ -129,6 +130,8 @@ def make_fetcher(setup: WorkerSetup, progress: Callable[[str], None]) -> Loader:
             setup.store,
             chunk_timeout_s=float(options.get("loader_chunk_timeout_s", CHUNK_TIMEOUT_S)),
             total_timeout_s=float(options.get("loader_total_timeout_s", TOTAL_TIMEOUT_S)),
+            token_file=Path(str(token)) if (token := options.get("loader_token_file")) else None,
+            may_send_plainly=bool(options.get("loader_token_over_http", False)),
         )
     host_tier = Path(setup.host_tier)
     host_tier.mkdir(parents=True, exist_ok=True, mode=0o700)

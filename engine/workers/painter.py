@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,8 +80,11 @@ class Painter(Protocol):
     def patch(self, loras: Sequence[tuple[LoadedLora, float]]) -> None:
         """Makes the weights pristine + LoRAs. Raises :class:`JobError` naming the LoRA that does not fit."""
 
+    def settle(self) -> None:
+        """Returns when the device has done what was asked of it so far: there a stage's time ends."""
+
     def finish(self, *, wants_images: bool) -> list[list[bytes]]:
-        """Decodes; PNG files of each job ([] per job if not wanted, but decoded all the same)."""
+        """Decodes; images of each job, files or :func:`engine.pixels.to_rows` ([] per job if not wanted, but decoded all the same)."""
 
     def restore(self) -> None:
         """Puts the pristine weights back, bit by bit, and forgets the batch."""
@@ -106,7 +109,19 @@ class ControlHost(Protocol):
         """It has detached or is gone: its job, if any, is forgotten. Others are not disturbed."""
 
     def begin(self, client: str, message: Mapping[str, Any]) -> None:
-        """A client announces a job (what :meth:`Painter.begin` sent). Raises :class:`JobError` for this client only."""
+        """A client announces a job (what :meth:`Painter.begin` sent). Raises :class:`JobError` for this client only.
+
+        What has to be loaded or captured for it is left to :meth:`advance`.
+        """
+
+    def awaited(self) -> Collection[str]:
+        """Clients whose job cannot go on yet: what they send is left alone until it can."""
+
+    def advance(self) -> bool:
+        """Does a short piece of what clients wait for; False if all of it is under way elsewhere, and this should be tried again soon.
+
+        So nobody waits longer than a piece for a load that somebody else needs.
+        """
 
     def step(self, client: str, message: Mapping[str, Any]) -> None:
         """A client asks for the residuals of one step; they are pushed into its buffers as they are produced."""

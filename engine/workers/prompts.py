@@ -12,7 +12,9 @@ import torch
 
 from engine.models import N_TEXT_POSITIONS, ModelSpec
 from engine.options import TokenIds
-from traces.problems import one_problem
+from engine.workers.model_sources import ModelSources
+from engine.workers.painter import JobError
+from traces.problems import InputError, one_problem
 
 
 class Prompts:
@@ -46,6 +48,44 @@ class Prompts:
             for tokenizer in self._tokenizers
         )
         return TokenIds(first, second)
+
+
+class ModelPrompts:
+    """The prompts of a worker's active checkpoint: with the tokenizers in its folder, else with those of the worker's own folder."""
+
+    def __init__(self, spec: ModelSpec, sources: ModelSources, tokenizers: Path | None) -> None:
+        """``tokenizers``: see :class:`Prompts`; None: random weights take hashed ids, and others need tokenizers of their own."""
+        self._spec = spec
+        self._sources = sources
+        self._default = Prompts(spec, tokenizers)
+        self._is_default_real = tokenizers is not None
+        self._by_folder: dict[Path, Prompts] = {}
+        self._now = self._default
+
+    def use(self, model_id: str) -> None:
+        """Takes the tokenizers of this checkpoint from now on.
+
+        Raises:
+            JobError: its weights are real and nobody has tokenizers for them: hashed ids would give pictures of nothing.
+        """
+        place = self._sources.place_of(model_id)
+        if isinstance(place, int):
+            self._now = self._default
+        elif (place / "tokenizer").is_dir():
+            if place not in self._by_folder:
+                try:
+                    self._by_folder[place] = Prompts(self._spec, place)
+                except (InputError, OSError, ValueError) as error:
+                    raise JobError(f"the tokenizers of {model_id!r} cannot be loaded: {str(error)[:300]}") from error
+            self._now = self._by_folder[place]
+        elif self._is_default_real:
+            self._now = self._default
+        else:
+            raise JobError(f"{model_id!r} has weights and no tokenizer/; add its folders tokenizer/ and tokenizer_2/")
+
+    def ids(self, text: str) -> TokenIds:
+        """See :meth:`Prompts.ids`."""
+        return self._now.ids(text)
 
 
 @lru_cache(maxsize=256)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from engine.control_stack import ControlStack
 from engine.models import bytes_of
 from engine.options import EngineOptions
 from engine.parts import NetworkParts
-from engine.workers.model_sources import ModelSources
+from engine.workers.model_sources import ControlNetWeights, ModelSources
 from engine.workers.painter import JobError
 
 
@@ -53,8 +54,18 @@ class ResidentControlNets:
             stack.add(name, net)  # type: ignore[arg-type]
         self._stacks.append(stack)
 
-    def ensure(self, names: Sequence[str]) -> tuple[int, float]:
+    def ensure(
+        self,
+        names: Sequence[str],
+        weights: Mapping[str, ControlNetWeights] = MappingProxyType({}),
+        in_use: Collection[str] = (),
+    ) -> tuple[int, float]:
         """Makes these resident; returns how many had to be loaded, and the seconds that took.
+
+        Args:
+            names: what is needed.
+            weights: of those that have been read already.
+            in_use: stay if there is anything else that can make room.
 
         Raises:
             JobError: one cannot be loaded, or more are asked for at once than may be resident.
@@ -66,27 +77,30 @@ class ResidentControlNets:
         started = time.perf_counter()
         for name in missing:
             self._progress("load")
-            self._load(name, wanted)
+            self._load(name, wanted, weights.get(name), in_use)
         for name in wanted:
             self._nets[name] = self._nets.pop(name)
         return len(missing), time.perf_counter() - started if missing else 0.0
 
-    def _load(self, name: str, wanted: Sequence[str]) -> None:
+    def _load(
+        self, name: str, wanted: Sequence[str], weights: ControlNetWeights | None, in_use: Collection[str]
+    ) -> None:
         if self._n_max is None or len(self._nets) < self._n_max:
-            net = self._sources.controlnet(name, self._options.device, self._options.dtype)
+            net = self._sources.controlnet(name, self._options.device, self._options.dtype, weights)
             self._parts.admit((net,))
             for stack in self._stacks:
                 stack.add(name, net)
             self._nets[name] = net
             return
-        self._sources.place_of(name)  # before anything is given up
-        old = next(held for held in self._nets if held not in wanted)
+        weights = weights or self._sources.read_controlnet(name)  # before anything is given up
+        leaving = [held for held in self._nets if held not in wanted]
+        old = next((held for held in leaving if held not in in_use), leaving[0])
         net = self._nets.pop(old)  # type: ignore[assignment]
         for stack in self._stacks:
             stack.rename(old, name)
         self._nets[name] = net
         try:
-            self._sources.controlnet_into(name, net)
+            self._sources.controlnet_into(name, net, weights)
         except BaseException:
             # Its memory holds neither network now: it must not serve under either name.
             del self._nets[name]

@@ -6,8 +6,9 @@ in between costs two copies. ControlNets that are used together are summed here 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -24,11 +25,13 @@ from engine.parts import NetworkParts
 from engine.workers.model_options import ModelOptions
 from engine.workers.model_sources import ModelSources
 from engine.workers.painter import JobError
+from engine.workers.readying import Readying
 from engine.workers.resident_controlnets import ResidentControlNets
 from engine.workers.residual_wire import JobHeader, input_places, residual_place, to_fp8
 from engine.workers.setup import Progress, WorkerSetup
 
 PUSH_ELEMENTS_MAX: Final = 2**30
+POLL_S: Final = 0.005
 
 
 def make_control_host(setup: WorkerSetup, progress: Progress) -> SdxlControlHost:
@@ -52,15 +55,27 @@ class SdxlControlHost:
         self._options = engine_options or options.engine(setup.device)
         self._timeout_s = setup.line_timeout_s
         self._progress = progress
+        self._is_up = False
         if self._options.is_cuda:
             torch.cuda.set_device(self._options.device)
         self._parts = NetworkParts(self._options, ())
         self._stack = ControlStack(self._spec, {}, self._options, self._parts)
-        self._sources = ModelSources(self._spec, setup.sources, setup.store)
+        self._sources = ModelSources(self._spec, setup.sources, setup.store, progress=self._read_on)
         self._nets = ResidentControlNets(self._sources, self._options, self._parts, options.n_controlnets_max, progress)
         self._nets.join(self._stack)
+        self._readying = Readying(self._nets, self._sources, self._stack, self._preparing, progress)
         self._clients: dict[str, _Client] = {}
+        self._awaited: dict[str, Iterator[bool]] = {}
+        """Clients whose job waits for ControlNets, and the pieces of work that are left; the first comes first."""
         self._nets.ensure([name for name in setup.controlnet_ids if name != ANY])
+        # A rank of a CFG pair asks for its half, which is as large as an unguided forward.
+        is_half = setup.topology == "decoupled_cfg2"
+        for shape in setup.warm_shapes:
+            key = ShapeKey(shape.n_images, shape.uses_cfg and not is_half, shape.height_px, shape.width_px)
+            for name in self._nets.names:
+                progress("compile")
+                self._prepare(key, name)
+        self._is_up = True
 
     def open(self, client: str, pair: PairOfControlNets) -> None:
         """See :class:`engine.workers.painter.ControlHost`; the transport is agreed on when the base asks."""
@@ -68,6 +83,7 @@ class SdxlControlHost:
 
     def close(self, client: str) -> None:
         """See :class:`engine.workers.painter.ControlHost`."""
+        self._awaited.pop(client, None)
         gone = self._clients.pop(client, None)
         if gone is not None:
             gone.forget(self._stack)
@@ -84,21 +100,58 @@ class SdxlControlHost:
         except (KeyError, TypeError, ValueError) as error:
             raise LineLostError(f"it announced a job that this code does not understand: {error!r}") from None
         line.accept(message["lanes"])
-
-        def alive() -> None:
+        served.refused = None
+        tensors = self._inputs(line, header)
+        served.opening = header
+        names = [control.name for control in header.controls]
+        work = self._opening(served, header, tensors)
+        if not self._readying.is_ready(header.key, names):
             self._progress("load")
             served.pair.tell({"type": "busy", "job": header.job})
+            self._awaited[client] = work
+            return
+        for _ in work:
+            pass
 
-        served.refused = None
+    def _read_on(self, phase: str) -> None:
+        """A read has moved on. One that nobody waits for any more must not look like work that then stands still."""
+        if self._awaited or not self._is_up:
+            self._progress(phase)
+
+    def awaited(self) -> Collection[str]:
+        """See :class:`engine.workers.painter.ControlHost`."""
+        return self._awaited.keys()
+
+    def advance(self) -> bool:
+        """See :class:`engine.workers.painter.ControlHost`."""
+        for place, client in enumerate(list(self._awaited)):
+            # In turn, lest they push each other's ControlNets out; but while one is read, others may be captured.
+            if (place == 0 or self._needs_no_read(client)) and self._piece(client):
+                return True
+        return False
+
+    def _needs_no_read(self, client: str) -> bool:
+        header = self._clients[client].opening
+        return header is not None and all(control.name in self._nets.names for control in header.controls)
+
+    def _piece(self, client: str) -> bool:
+        """One piece of what a client waits for; False if a read is under way."""
+        served, work = self._clients[client], self._awaited[client]
         try:
-            with torch.no_grad():
-                self._begin(served, line, header, alive)
+            return next(work)
+        except StopIteration:
+            del self._awaited[client]
         except JobError as error:
-            served.refused = header
-            served.pair.tell({"type": "refused", "job": header.job, "reason": str(error)[:4000]})
+            del self._awaited[client]
+            with contextlib.suppress(LineLostError):  # found again by whoever reads the line next
+                served.refuse(error)
+        return True
 
     def step(self, client: str, message: Mapping[str, Any]) -> None:
         """See :class:`engine.workers.painter.ControlHost`."""
+        while client in self._awaited:  # the caller did not heed it
+            if not self.advance():
+                time.sleep(POLL_S)
         served = self._clients[client]
         if message.get("what") == "open":
             served.line = open_as_controlnets(
@@ -125,42 +178,52 @@ class SdxlControlHost:
 
     def memory(self) -> Mapping[str, int]:
         """See :class:`engine.workers.painter.ControlHost`."""
-        return device_memory(self._options.device, self._nets.bytes)
+        return device_memory(self._options.device, lambda: self._nets.bytes)
 
     def resident(self) -> list[str]:
         """See :class:`engine.workers.painter.ControlHost`."""
         return self._nets.names
 
-    def _begin(self, served: _Client, line: TensorLine, header: JobHeader, alive: Callable[[], None]) -> None:
-        key, names = header.key, [control.name for control in header.controls]
-        # Also of a job that will be refused: what was sent must be received.
+    def _inputs(self, line: TensorLine, header: JobHeader) -> list[torch.Tensor]:
+        """What the client has sent: also of a job that will be refused it must be received."""
         places, _ = input_places(header, self._spec, self._options.dtype)
         tensors = [torch.empty(place.shape, device=self._options.device, dtype=place.dtype) for place in places]
         for place, tensor in zip(places, tensors, strict=True):
             line.read("inputs", place.at_bytes, tensor)
-        n_misses, load_s = 0, 0.0
-        for i in range(len(names)):
-            if names[i] not in self._nets.names:
-                alive()
-            n, seconds = self._nets.ensure(names[: i + 1])
-            n_misses, load_s = n_misses + n, load_s + seconds
-        for name in names:
-            if not self._stack.is_prepared(key, [name]):
-                self._progress("compile")
-                alive()
-                started = time.perf_counter()
-                self._prepare(key, name)
-                load_s += time.perf_counter() - started
+        return tensors
+
+    def _opening(self, served: _Client, header: JobHeader, tensors: Sequence[torch.Tensor]) -> Iterator[bool]:
+        """Makes a client's job ready to run, piece by piece; yields whether something was done."""
+        key, names = header.key, [control.name for control in header.controls]
+        n_misses, started = 0, time.perf_counter()
+        is_ready = self._readying.is_ready(key, names)
+        for is_done, n_loaded in self._readying.pieces(key, names, self._in_use):
+            n_misses += n_loaded
+            yield is_done
         timesteps, context, pooled, *images = tensors
         controls = [
             ControlInput(item.name, image, item.scale, item.start, item.end)
             for item, image in zip(header.controls, images, strict=True)
         ]
-        job = self._stack.open(ControlJob(key, controls, header.n_steps, timesteps, PromptEmbeddings(context, pooled)))
-        served.job = _Job(header, job, n_misses, load_s)
+        with torch.no_grad():
+            text = PromptEmbeddings(context, pooled)
+            job = self._stack.open(ControlJob(key, controls, header.n_steps, timesteps, text))
+        served.opening = None
+        served.job = _Job(header, job, n_misses, 0.0 if is_ready else time.perf_counter() - started)
+
+    def _in_use(self) -> set[str]:
+        """ControlNets of the jobs of all clients."""
+        headers = [client.job.header for client in self._clients.values() if client.job is not None]
+        headers += [client.opening for client in self._clients.values() if client.opening is not None]
+        return {control.name for header in headers for control in header.controls}
 
     def _prepare(self, key: ShapeKey, name: str) -> None:
-        """Captures a ControlNet at a shape; the shape's static buffers are made with the first."""
+        """Captures a ControlNet at a shape."""
+        for _ in self._preparing(key, name):
+            pass
+
+    def _preparing(self, key: ShapeKey, name: str) -> Iterator[None]:
+        """Captures a ControlNet at a shape, in pieces; the shape's static buffers are made with the first."""
         if self._stack.is_prepared(key, []):
             latents_in, flat = self._stack.latents_in(key), self._stack.flat(key)
         else:
@@ -170,14 +233,14 @@ class SdxlControlHost:
             )
             latents_in = torch.randn(key.latent_shape(self._spec), device=device, dtype=dtype)
             flat = torch.zeros(layout.n_elements, device=device, dtype=dtype)
-        self._stack.prepare(key, [name], latents_in, flat)
+        yield from self._stack.preparing(key, [name], latents_in, flat)
 
     def _step(self, served: _Client, line: TensorLine, job: _Job, step: int) -> None:
         key, header = job.header.key, job.header
         # Another client's job may have pushed one of these out of the device.
         names = job.open.active[step]
         if any(name not in self._nets.names or not self._stack.is_prepared(key, [name]) for name in names):
-            n, seconds = self._nets.ensure(names)
+            n, seconds = self._nets.ensure(names, in_use=self._in_use())
             job.n_misses, job.load_s = job.n_misses + n, job.load_s + seconds
             for name in names:
                 self._prepare_again(served, header, name)
@@ -242,6 +305,8 @@ class _Client:
         self.pair = pair
         self.line: TensorLine | None = None
         self.job: _Job | None = None
+        self.opening: JobHeader | None = None
+        """The job that waits for ControlNets."""
         self.refused: JobHeader | None = None
         """The job that was begun last, if it was refused."""
 
@@ -262,24 +327,35 @@ class _Client:
         latents = torch.empty(self.refused.key.latent_shape(spec), device=options.device, dtype=options.dtype)
         self.opened().read("latents", 0, latents)
 
+    def refuse(self, error: JobError) -> None:
+        """The job that is being opened cannot be done."""
+        self.refused, self.opening = self.opening, None
+        if self.refused is not None:
+            self.pair.tell({"type": "refused", "job": self.refused.job, "reason": str(error)[:4000]})
+
     def opened(self) -> TensorLine:
         if self.line is None:
             raise LineLostError("it announced a job before it agreed on a transport")
         return self.line
 
     def forget(self, stack: ControlStack) -> None:
+        self.opening = None
         if self.job is not None:
             stack.forget(self.job.open)
             self.job = None
 
 
-def device_memory(device: str, weight_bytes: int) -> dict[str, int]:
-    """``device_bytes``, ``device_bytes_peak`` (what torch has taken from the device) and ``host_bytes`` of this process."""
+def device_memory(device: str, weight_bytes: Callable[[], int]) -> dict[str, int]:
+    """``device_bytes``, ``device_bytes_peak`` (what torch has taken from the device) and ``host_bytes`` of this process.
+
+    ``weight_bytes`` stands in where torch does not count; to sum it up takes 10 ms and more, so a GPU worker does not ask.
+    """
     import resource
 
     host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.device(device).type != "cuda":
-        return {"device_bytes": weight_bytes, "device_bytes_peak": weight_bytes, "host_bytes": host_bytes}
+        held_bytes = weight_bytes()
+        return {"device_bytes": held_bytes, "device_bytes_peak": held_bytes, "host_bytes": host_bytes}
     return {
         "device_bytes": torch.cuda.memory_reserved(device),
         "device_bytes_peak": torch.cuda.max_memory_reserved(device),

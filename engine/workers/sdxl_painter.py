@@ -1,10 +1,11 @@
-"""One base rank of the SDXL family: jobs in, PNG files out. The arithmetic is :class:`engine.base.BaseWorker`'s."""
+"""One base rank of the SDXL family: jobs in, images out. The arithmetic is :class:`engine.base.BaseWorker`'s."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,21 +18,27 @@ from engine.links.tensor_attach import open_as_base
 from engine.models import ModelSpec
 from engine.options import ControlInput, ImageRequest, PromptEmbeddings
 from engine.parts import NetworkParts
+from engine.pixels import to_rows
 from engine.registry.random_lora import seed_of
 from engine.serving.job import ControlUse, Job
+from engine.serving.warm_shapes import WarmShape
 from engine.workers.cfg_exchange import CfgExchange
-from engine.workers.control_image import decode_control_image, encode_png
+from engine.workers.control_image import decode_control_image
 from engine.workers.lora_files import LoraFiles
 from engine.workers.model_options import ModelOptions
 from engine.workers.model_sources import DEFAULT_MODEL_ID, ModelSources
+from engine.workers.pace import pace_on
 from engine.workers.painter import JobError, LoadedLora
-from engine.workers.prompts import Prompts
+from engine.workers.prompts import ModelPrompts
 from engine.workers.remote_controls import RemoteControls, peer_lost
 from engine.workers.resident_checkpoints import ResidentCheckpoints
 from engine.workers.resident_controlnets import ResidentControlNets
 from engine.workers.sdxl_controlnets import device_memory
 from engine.workers.setup import Progress, WorkerSetup
 from traces.problems import InputError
+
+WARM_GUIDANCE: Final = 5.0
+"""Any scale above 1 runs the same graphs."""
 
 
 def make_painter(setup: WorkerSetup, progress: Progress, partner: PairOfBase | PairOfControlNets | None) -> SdxlPainter:
@@ -72,14 +79,14 @@ class SdxlPainter:
             self._exchange = CfgExchange(
                 partner, setup.rank, setup.device, self.options.dtype, options.tensor_transport, setup.line_timeout_s
             )
-        self._sources = ModelSources(self.spec, setup.sources, setup.store, options.weights)
+        self._sources = ModelSources(self.spec, setup.sources, setup.store, options.weights, progress)
         parts = NetworkParts(self.options, ())
         self._nets = ResidentControlNets(self._sources, self.options, parts, options.n_controlnets_max, progress)
         half = setup.rank if partner is not None else None
         self._checkpoints = ResidentCheckpoints(
             self._sources, self.options, parts, self._nets, options.n_checkpoints_max, half, progress
         )
-        self._prompts = Prompts(self.spec, Path(options.weights) if options.weights else None)
+        self._prompts = ModelPrompts(self.spec, self._sources, Path(options.weights) if options.weights else None)
         self._loras = LoraFiles(self.options.dtype, options.lora_cache_max, is_cuda=self.options.is_cuda)
         self._remotes: dict[str, RemoteControls] = {}
         self._worker: BaseWorker | None = None
@@ -87,16 +94,24 @@ class SdxlPainter:
         self._used: list[RemoteControls] = []
         self._local_misses = 0
         self._local_load_s = 0.0
+        self._pace = pace_on(self.options.device)
         self.controlnet_ids = tuple(setup.controlnet_ids)
         wanted = [name for name in setup.base_model_ids if name != ANY] or [DEFAULT_MODEL_ID]
         for name in wanted[: options.n_checkpoints_max]:
             self._checkpoints.ensure(name)
         self._nets.ensure([name for name in setup.controlnet_ids if name != ANY])
+        for shape in setup.warm_shapes:
+            self._warm(shape, is_decoupled=setup.topology.startswith("decoupled"))
 
     @property
     def n_controlnet_misses(self) -> int:
         """ControlNets that had to be loaded for this batch, here or on the workers that were used."""
         return self._local_misses + sum(remote.n_misses for remote in self._used)
+
+    @property
+    def local_load_s(self) -> float:
+        """Seconds that loading ControlNets into this process took for this batch."""
+        return self._local_load_s
 
     @property
     def controlnet_load_s(self) -> float:
@@ -125,6 +140,7 @@ class SdxlPainter:
     def activate(self, base_model_id: str) -> bool:
         """See :class:`engine.workers.painter.Painter`."""
         self._worker = None
+        self._prompts.use(base_model_id)
         is_loaded = self._checkpoints.ensure(base_model_id)
         self._worker = self._checkpoints.worker(base_model_id)
         self._worker.exchange = self._exchange
@@ -155,7 +171,9 @@ class SdxlPainter:
     def step(self, i: int) -> None:
         """See :class:`engine.workers.painter.Painter`."""
         if not self._is_spectator(self._jobs[0]):
+            self._pace.wait()
             self._active().step(i)
+            self._pace.queued()
 
     def patch(self, loras: Sequence[tuple[LoadedLora, float]]) -> None:
         """See :class:`engine.workers.painter.Painter`."""
@@ -169,6 +187,11 @@ class SdxlPainter:
             found.append((lora, scale))
         worker.patch(found)
 
+    def settle(self) -> None:
+        """See :class:`engine.workers.painter.Painter`."""
+        if self._worker is not None:
+            self._worker.synchronize()
+
     def finish(self, *, wants_images: bool) -> list[list[bytes]]:
         """See :class:`engine.workers.painter.Painter`."""
         empty: list[list[bytes]] = [[] for _ in self._jobs]
@@ -180,11 +203,11 @@ class SdxlPainter:
             worker.synchronize()
             return empty
         rows = to_uint8(pixels)
-        files, at = [], 0
+        images, at = [], 0
         for job in self._jobs:
-            files.append([encode_png(row) for row in rows[at : at + job.n_images]])
+            images.append([to_rows(row) for row in rows[at : at + job.n_images]])
             at += job.n_images
-        return files
+        return images
 
     def latents(self) -> torch.Tensor:
         """The latents as the last step left them, ``[images of all jobs, 4, h, w]``; for measurements."""
@@ -193,22 +216,52 @@ class SdxlPainter:
     def restore(self) -> None:
         """See :class:`engine.workers.painter.Painter`."""
         self._jobs = ()
+        self._pace.forget()
         if self._worker is not None:
             self._worker.restore()
 
     def memory(self) -> Mapping[str, int]:
         """See :class:`engine.workers.painter.Painter`."""
-        return device_memory(self.options.device, self._checkpoints.bytes + self._nets.bytes)
+        return device_memory(self.options.device, lambda: self._checkpoints.bytes + self._nets.bytes)
 
     def resident(self) -> Mapping[str, list[str]]:
         """See :class:`engine.workers.painter.Painter`."""
-        return {"base_model_ids": self._checkpoints.names, "controlnet_ids": self._nets.names}
+        shapes = {str(shape): None for name in self._checkpoints.names for shape in self._shapes_of(name)}
+        return {"base_model_ids": self._checkpoints.names, "controlnet_ids": self._nets.names, "shapes": list(shapes)}
 
     def admit(self, kind: str, model_id: str, source: Mapping[str, Any]) -> None:
         """See :class:`engine.workers.painter.Painter`."""
         if kind not in {"base", "controlnet"}:
             raise JobError(f"a base worker cannot admit a {kind}")
         self._sources.admit(model_id, source)
+
+    def _warm(self, shape: WarmShape, *, is_decoupled: bool) -> None:
+        """Compiles and captures what requests of a shape run, with ControlNets and without, on every resident checkpoint."""
+        job = Job(
+            "warm-up", prompt="", n_images=shape.n_images, n_steps=1, width_px=shape.width_px, height_px=shape.height_px,
+            guidance_scale=WARM_GUIDANCE if shape.uses_cfg else 1.0, wants_images=False,
+        )  # fmt: skip
+        if self._is_spectator(job):
+            return
+        controls = tuple(ControlUse(name) for name in self._nets.names)
+        for name in self._checkpoints.names:
+            self.activate(name)
+            worker = self._active()
+            self._progress("compile")
+            worker.prepare_request(self._request([job], worker))
+            if controls:
+                self._progress("compile")
+                worker.prepare_request(self._request([dataclasses.replace(job, controls=controls)], worker))
+            elif is_decoupled:
+                self._progress("compile")
+                worker.prepare_joined(self._request([job], worker))
+
+    def _shapes_of(self, model_id: str) -> list[WarmShape]:
+        """What is captured of a resident checkpoint. A rank of a pair captures a guided shape's half."""
+        return [
+            WarmShape(key.width, key.height, key.n_images, key.uses_cfg or is_half)
+            for key, is_half in self._checkpoints.worker(model_id).prepared
+        ]
 
     def _active(self) -> BaseWorker:
         if self._worker is None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from engine.allocation import Topology
 from engine.links.protocol import PairOfBase, PairOfControlNets
+from engine.serving.warm_shapes import WarmShape, read_warm_shapes
 from engine.workers.painter import ControlHost, Painter
 from traces.problems import one_problem
 
@@ -49,8 +50,15 @@ class WorkerSetup:
     lora_wait_s: float = 60.0
     """Longest wait for a LoRA at the last step before which it must be in."""
     heartbeat_s: float = 1.0
+    warm: tuple[str, ...] = ()
+    """Shapes (``engine.serving.warm_shapes``) to capture before it is ready, for every model that it holds then."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the model side, by name."""
+
+    @property
+    def warm_shapes(self) -> tuple[WarmShape, ...]:
+        """:attr:`warm`, read."""
+        return read_warm_shapes(",".join(self.warm))
 
     def to_plain(self) -> dict[str, Any]:
         """JSON values."""
@@ -61,7 +69,7 @@ class WorkerSetup:
         """The inverse of :meth:`to_plain`; raises :class:`InputError` if a field is unknown or missing."""
         try:
             values = dict(plain)
-            for name in ("base_model_ids", "controlnet_ids"):
+            for name in ("base_model_ids", "controlnet_ids", "warm"):
                 values[name] = tuple(values.get(name, ()))
             return cls(**values)
         except TypeError as error:
