@@ -49,6 +49,9 @@ def test_make_plan_is_the_command_that_the_readme_says() -> None:
     assert "make test" in README
 
 
+CHECKED = ("topology", "n_controlnets", "n_loras", "variant", "n_steps")
+
+
 @pytest.mark.parametrize(
     ("label", "n_controlnets", "n_loras"),
     [
@@ -56,7 +59,9 @@ def test_make_plan_is_the_command_that_the_readme_says() -> None:
         ("1 ControlNet", 1, 0),
         ("2 ControlNets", 2, 0),
         ("3 ControlNets", 3, 0),
+        ("1 LoRA", 0, 1),
         ("1 ControlNet, 1 LoRA", 1, 1),
+        ("3 ControlNets, 2 LoRAs", 3, 2),
     ],
 )
 def test_the_accuracy_table_shows_the_rows_of_the_check(label: str, n_controlnets: int, n_loras: int) -> None:
@@ -64,9 +69,10 @@ def test_the_accuracy_table_shows_the_rows_of_the_check(label: str, n_controlnet
     cells = [cell.strip().rstrip("*") for cell in line.strip("|").split("|")[1:]]
     with (ROOT / "calibrate" / "profiles" / "h200.check.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    for topology, cell in zip(("diffusers", "diffusers_tuned", "colocated", "decoupled"), cells, strict=True):
-        wanted = (topology, str(n_controlnets), str(n_loras), "")
-        found = [r for r in rows if (r["topology"], r["n_controlnets"], r["n_loras"], r["variant"]) == wanted]
+    for topology, cell in zip(("diffusers", "diffusers_tuned", "colocated"), cells, strict=True):
+        variant = "fused" if n_loras and topology != "colocated" else ""
+        wanted = (topology, str(n_controlnets), str(n_loras), variant, "50")
+        found = [r for r in rows if tuple(r[name] for name in CHECKED) == wanted]
         shown = f"{float(found[0]['measured_s']):.2f} / {float(found[0]['predicted_s']):.2f}" if found else "–"
         assert cell == shown, f"{label}, {topology}"
 
