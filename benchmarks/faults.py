@@ -9,7 +9,9 @@ One row a fault: how often it was injected, jobs submitted, lost (no end), doubl
 without faults on the same topology, bit by bit), retried, failed with a reason, and seconds from the fault until every worker was ready and attached again.
 With GPUs also the memory of each device before the first fault, after every recovery, and when the engine has stopped.
 Every fault once, then every fault again, and a row is written after each injection: ``--limit-s`` begins nothing new after so long.
+The last row has what starting, attaching and draining took in all of this, and the memory of every worker.
 Rows are added to ``benchmarks/results/faults.json``; those of the same model, devices and fault are replaced.
+``python docs/make_engine_evidence_page.py`` makes tables of them.
 """
 
 from __future__ import annotations
@@ -18,26 +20,23 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import os
-import platform
 import resource
 import signal
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from fault_rows import MACHINE, RESULTS, Row, about, device_used_bytes, worker_times
 
 from engine.allocation import Allocation, Policies, Pool
 from engine.serving.engine import Engine
 from engine.serving.job import ControlUse, Job, LoraUse, Outcome
 from engine.serving.settings import Bounds, EngineSettings
 
-RESULTS: Final = Path(__file__).parent / "results" / "faults.json"
 JOBS_PER_FAULT: Final = 6
 WAIT_S: Final = {"featherweight": 600.0, "tiny": 600.0, "sdxl": 180.0}
 """The longest wait for a recovery, or for jobs; a GPU that is lent for minutes must not stand still for ten."""
@@ -77,34 +76,6 @@ FAULTS: Final = (
     Fault("term_base", "base-0", 0, signal.SIGTERM),
     Fault("term_controlnet_worker", "cn-0", 0, signal.SIGTERM),
 )
-
-
-@dataclass(slots=True)
-class Row:
-    """Counts of one fault."""
-
-    n_injected: int = 0
-    n_jobs: int = 0
-    n_lost: int = 0
-    n_doubled: int = 0
-    n_wrong: int = 0
-    n_retried: int = 0
-    n_failed_with_reason: int = 0
-    reasons: list[str] = field(default_factory=list)
-    """Why jobs failed, each once."""
-    recovery_s: list[float] = field(default_factory=list)
-    device_used_bytes: list[list[int]] = field(default_factory=list)
-
-    def to_plain(self) -> dict[str, Any]:
-        """JSON values."""
-        plain = dataclasses.asdict(self)
-        seconds = plain.pop("recovery_s")
-        plain["recovery_s_median"] = round(statistics.median(seconds), 3) if seconds else None
-        plain["recovery_s_max"] = round(max(seconds), 3) if seconds else None
-        for name in ("device_used_bytes", "reasons"):
-            if not plain[name]:
-                del plain[name]
-        return plain
 
 
 class Bench:
@@ -266,16 +237,6 @@ def _number(job: Job) -> str:
     return job.request_id.rsplit("/", 1)[1]
 
 
-def device_used_bytes(devices: Sequence[str]) -> list[int]:
-    """Memory in use on each GPU that is named, as the driver counts it; [] without GPUs."""
-    indices = sorted({device.partition(":")[2] or "0" for device in devices if device.startswith("cuda")})
-    if not indices:
-        return []
-    command = ["nvidia-smi", f"--id={','.join(indices)}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    return [int(line) * 2**20 for line in done.stdout.split()]
-
-
 async def overload(bench: Bench, seconds: float) -> dict[str, Any]:
     """Ten times what can be served, for a while: everything is answered, accepted jobs in time, memory stays flat."""
     engine = bench.engine
@@ -358,28 +319,13 @@ async def measure(options: argparse.Namespace, keep: Callable[[dict[str, Any]], 
                 keep({"fault": fault.name, **common, **row.to_plain(), **at_rest})
             if options.overload_s > 0:
                 keep({"fault": "overload_10x", **common, **await overload(bench, options.overload_s)})
+            keep({"fault": "worker_times", **common, **worker_times(bench.engine)})
         finally:
             await bench.engine.stop()
             if before:
                 after = device_used_bytes(bench.devices)
                 memory = {"before_bytes": before, "serving_bytes": served, "after_bytes": after}
                 keep({"fault": "device_memory", **common, **memory})
-
-
-def about(devices: Sequence[str]) -> dict[str, Any]:
-    """The machine."""
-    row: dict[str, Any] = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "n_cores": os.cpu_count(),
-        "load_average_1_min": round(os.getloadavg()[0], 1),
-    }
-    if any(device.startswith("cuda") for device in devices):
-        command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        row["gpus"] = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout.split(
-            "\n"
-        )[:-1]
-    return row
 
 
 def main() -> None:
@@ -404,11 +350,7 @@ def main() -> None:
         beside = options.out.with_name(options.out.name + ".part")
         beside.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         beside.replace(options.out)
-        shown = {
-            name: value
-            for name, value in row.items()
-            if name not in {"devices", "python", "platform", "n_cores", "gpus", "load_average_1_min"}
-        }
+        shown = {name: value for name, value in row.items() if name not in MACHINE}
         print(json.dumps(shown, ensure_ascii=False), flush=True)
 
     asyncio.run(measure(options, keep))

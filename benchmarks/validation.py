@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -111,10 +112,11 @@ def _kind(model: str) -> str:
 
 
 def plays_of(folder: Path, only: Sequence[str], again: Sequence[str], topology: str) -> list[Play]:
-    """What is to be played, in the order of the table; a second replay comes right after the first."""
+    """What is to be played, in the order of ``only``, else of the table; a second replay comes right after the first."""
     rows = json.loads((folder / "workloads.json").read_text(encoding="utf-8"))["workloads"]
     rows = [row for row in rows if row["topology"] == topology]
-    chosen = [row for row in rows if not only or row["name"].startswith(tuple(only))]
+    places = [next((k for k, name in enumerate(only or ("",)) if row["name"].startswith(name)), None) for row in rows]
+    chosen = [row for k in range(len(only) or 1) for row, place in zip(rows, places, strict=True) if place == k]
     plays = []
     for row in chosen:
         for number in range(2 if again and row["name"].startswith(tuple(again)) else 1):
@@ -288,6 +290,7 @@ def pack(out: Path, facts: dict[str, Any], archive: Path | None) -> None:
 
 def _facts(given: argparse.Namespace, settings: EngineSettings, began_s: float) -> dict[str, Any]:
     facts: dict[str, Any] = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "model": given.model,
         "topology": given.topology,
         "device": given.device,
@@ -329,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--gpu-kind", default="nvidia-h200", help="as the profile calls it")
     parser.add_argument("--topology", default="colocated", choices=("colocated", "decoupled"))
-    parser.add_argument("--only", default="", help="beginnings of names, separated by commas")
+    parser.add_argument("--only", default="", help="beginnings of names, separated by commas: these, in this order")
     parser.add_argument("--again", default="", help="beginnings of names of which a second replay is made")
     parser.add_argument("--limit-s", type=float, default=540.0, help="for everything, the engine's start included")
     parser.add_argument("--probes", type=int, default=0, help="time single jobs so often first")

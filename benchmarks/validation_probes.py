@@ -54,15 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("played", type=Path, help="folder with probes.json and facts.json")
     parser.add_argument("--gpu-kind", required=True)
-    parser.add_argument("--started", default="", help="UTC, ISO 8601; names the session")
+    parser.add_argument("--started", default="", help="UTC, ISO 8601, where facts.json does not say; names the session")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     facts = json.loads((given.played / "facts.json").read_text(encoding="utf-8"))
-    session = f"probes-{given.started or 'undated'}"
+    started = given.started or facts.get("started", "")
+    session = f"probes-{started or 'undated'}"
     plain = json.loads((given.played / "probes.json").read_text(encoding="utf-8"))
     rows = rows_of(plain, session, "eager" if facts["device"] == "cpu" else "graph")
     fingerprint = {name: facts[name] for name in ("torch", "gpu", "python", "n_cores") if name in facts}
-    found = Session(session, facts["model"], given.gpu_kind, given.started, 0, fingerprint)
+    found = Session(session, facts["model"], given.gpu_kind, started, 0, fingerprint)
     write_measurements(Measurements(tuple(rows), (found,)), given.out)
     print(f"{len(rows)} rows of {len(plain)} kinds of jobs")
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from calibrate.extent import extent_for
 from calibrate.measurement import PARQUET_FILE, holds_run, read_measurements, write_measurements
+from calibrate.passes import passes
 from calibrate.points import PARTS, schedule
 from traces.problems import InputError, Problem, one_problem
 
@@ -42,13 +43,16 @@ class Kit:
     compile_minutes: float = 4.0
     tuned_batches: str = "2"
     parts: tuple[str, ...] = PARTS
+    passes: str = ""
+    """Instead of parts in the standard order: see :mod:`calibrate.passes`."""
 
     def arguments(self) -> list[str]:
         """For the script."""
+        what = ["--passes", self.passes] if self.passes else ["--parts", ",".join(self.parts)]
         return [
             "--model", self.model, "--device", self.device, "--gpus", str(self.n_gpus),
             "--budget-minutes", f"{self.budget_minutes:g}", "--compile-seconds", f"{60 * self.compile_minutes:g}",
-            "--tuned-batches", self.tuned_batches, "--parts", ",".join(self.parts),
+            "--tuned-batches", self.tuned_batches, *what,
         ]  # fmt: skip
 
 
@@ -56,7 +60,7 @@ def write_bundle(kit: Kit, out: Path, wheels: Path | None) -> dict[str, int]:
     """Writes the kit; returns its parts and their files.
 
     Raises:
-        InputError: ``out`` is not a new .zip, a wheel's name is none, or the wheels are too large.
+        InputError: ``out`` is not a new .zip, a wheel's name is none, the wheels are too large, or the passes name what there is not.
     """
     if out.suffix != ".zip" or out.exists():
         what = "exists already" if out.exists() else f"got {str(out)!r}"
@@ -135,7 +139,8 @@ def _design(kit: Kit) -> dict[str, Any]:
     """What will be measured, for whoever has to agree to it; the code draws the same from the same options."""
     batches = tuple(int(batch) for batch in kit.tuned_batches.split(",") if batch)
     extent = extent_for(kit.model, kit.device, n_gpus=kit.n_gpus, tuned_batches=batches)
-    tasks = {task.key: task for block in schedule(extent, kit.parts) for task in block}
+    blocks = passes(extent, kit.passes) if kit.passes else schedule(extent, kit.parts)
+    tasks = {task.key: task for block in blocks for task in block}
     return {
         "format": FORMAT,
         "kit": dataclasses.asdict(kit),

@@ -30,6 +30,8 @@ NO_RESIDUALS: Final = 0.1
 """Half-width where a profile says nothing about repetitions (hand-written ones)."""
 SIZES_MAX: Final = 3
 LORA_RANK: Final = 64
+MAP: Final = "engine.lora_map"
+"""What a fetched LoRA still needs in the worker; laws of fetches may include it, and then say so in their source."""
 Verdict = Literal["holds", "slower", "faster", "outside"]
 
 
@@ -162,14 +164,28 @@ def check_blocks(extent: Extent) -> list[list[Task]]:
 
 
 def verdicts(profile: LatencyProfile, measured: Measurements) -> tuple[LawCheck, ...]:
-    """One verdict for each law and size that was measured; laws that the profile only assumes have none."""
+    """One verdict for each law and size that was measured.
+
+    Laws that the profile only assumes have none, nor those that it has from whole jobs on the serving path, which a check does not run.
+    """
+    maps: dict[int, list[float]] = {}
+    for row in measured.rows:
+        if row.quantity == MAP:
+            maps.setdefault(row.features.n_bytes, []).append(row.value_s)
     values: dict[tuple[str, tuple[tuple[str, float], ...]], list[float]] = {}
     for row in measured.rows:
         law = profile.laws.get(row.quantity)
         if law is None or law.status != "measured" or row.features.n_controlnets or row.features.n_loras > 1:
             continue
+        if "serving." in law.source and row.quantity not in law.source:
+            continue
+        value_s = row.value_s
+        if MAP in law.source and row.quantity != MAP:
+            if row.features.n_bytes not in maps:
+                continue
+            value_s += float(np.median(maps[row.features.n_bytes]))
         at = tuple((name, float(getattr(row.features, name))) for name in law.features)
-        values.setdefault((row.quantity, at), []).append(row.value_s)
+        values.setdefault((row.quantity, at), []).append(value_s)
     return tuple(_verdict(profile, name, dict(at), found) for (name, at), found in sorted(values.items()))
 
 

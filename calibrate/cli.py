@@ -26,7 +26,9 @@ def run(
     ] = None,
     model: Annotated[str, typer.Option(help="sdxl, or tiny for a try-out on a CPU.")] = "sdxl",
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
-    gpus: Annotated[int, typer.Option(min=1, max=2, help="With 2, remote ControlNets are measured too.")] = 1,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=4, help="From 2 on, ControlNets on a GPU of their own are measured too.")
+    ] = 1,
     budget_minutes: Annotated[
         float | None,
         typer.Option(min=0.1, help="Measure for so long; what the design leaves goes where laws are least certain."),

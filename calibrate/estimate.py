@@ -21,7 +21,16 @@ from calibrate.compose import QUANTITY_OF, STACK_OF, image_s
 from calibrate.laws import POINTS_BEYOND_PARAMETERS, FormChoice, choose_form, evaluate, fit_form
 from calibrate.measurement import Features
 from calibrate.profile import FORM_PARAMETERS, LAW_FEATURES, Form, is_of_sizes
-from calibrate.recipes import SUMMED, Medians, ModeChoice, Recipe, Source, choose_modes, direct_recipes
+from calibrate.recipes import (
+    SUMMED,
+    Medians,
+    ModeChoice,
+    Recipe,
+    Source,
+    choose_modes,
+    direct_recipes,
+    with_controlnet_differences,
+)
 from calibrate.served import lora_waits, with_served
 
 Floats = npt.NDArray[np.float64]
@@ -50,6 +59,7 @@ class Estimator:
     @classmethod
     def of(cls, cells: Cells, residual_bytes_per_sample: float) -> Estimator:
         """Decides recipes, modes and forms on all data."""
+        cells = with_controlnet_differences(cells)
         medians = cells.medians()
         choice = choose_modes(cells, medians)
         recipes = with_served(cells, direct_recipes(cells, medians, choice))

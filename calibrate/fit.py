@@ -76,16 +76,16 @@ def fit_profile(
     Raises:
         InputError: no measurements, or sessions of different GPUs or models.
     """
-    own_sessions = measurements.sessions
-    measurements = _with_borrowed(measurements, borrowed) if borrowed is not None else measurements
+    measurements = _with_borrowed(measurements, borrowed)
     _check_sessions(measurements)
     rows = tuple(sorted(measurements.rows, key=lambda row: (row.session, row.order)))
     sessions = tuple(sorted(measurements.sessions, key=lambda session: session.session))
     measurements = Measurements(rows, sessions)
     cells = Cells.of(_of_newest_engine(measurements, served_since))
-    medians = cells.medians()
-    facts = profile_facts(own_sessions, borrowed.sessions if borrowed is not None else ())
+    own, older = (tuple(s for s in sessions if ("borrowed" in s.fingerprint) == is_old) for is_old in (False, True))
+    facts = profile_facts(own, older)
     estimator = Estimator.of(cells, facts["residual_bytes_per_sample"].value)
+    cells, medians = estimator.cells, estimator.cells.medians()
     estimate = estimator.parameters(medians)
     if "engine.unet_step" not in estimate and "diffusers.unet_step" not in estimate:
         raise one_problem(
@@ -110,7 +110,7 @@ def fit_profile(
         facts=facts,
         noise_ratio_quantiles=service_noise(cells),
         draws=draws,
-        fingerprint=remarks.fingerprint(sessions),
+        fingerprint=remarks.fingerprint(sessions) | ({"served_since": served_since} if served_since else {}),
         raw_sha256="",
         created=max(session.started for session in sessions),
     )
@@ -136,7 +136,17 @@ def _of_newest_engine(measurements: Measurements, served_since: str) -> Measurem
     return Measurements(kept, measurements.sessions)
 
 
-def _with_borrowed(measurements: Measurements, borrowed: Measurements) -> Measurements:
+def _with_borrowed(measurements: Measurements, borrowed: Measurements | None) -> Measurements:
+    """What the sessions lack from older ones: those given, and those that an earlier fit has marked as such."""
+    lenders = {session.session for session in measurements.sessions if "borrowed" in session.fingerprint}
+    earlier, measurements = (
+        Measurements(
+            tuple(row for row in measurements.rows if (row.session in lenders) == is_old),
+            tuple(session for session in measurements.sessions if (session.session in lenders) == is_old),
+        )
+        for is_old in (True, False)
+    )
+    borrowed = earlier if borrowed is None else earlier.merged(borrowed)
     quantities = {row.quantity for row in measurements.rows}
     cells = {row.cell for row in measurements.rows}
     own = {session.session for session in measurements.sessions}
@@ -151,9 +161,7 @@ def _with_borrowed(measurements: Measurements, borrowed: Measurements) -> Measur
     rows = tuple(row for row in borrowed.rows if is_wanted(row))
     wanted = sorted({row.quantity for row in rows})
     sessions = tuple(
-        dataclasses.replace(
-            session, facts={}, parts={}, failures=(), fingerprint={**session.fingerprint, "borrowed": wanted}
-        )
+        dataclasses.replace(session, parts={}, failures=(), fingerprint={**session.fingerprint, "borrowed": wanted})
         for session in borrowed.sessions
         if session.session in {row.session for row in rows}
     )

@@ -35,7 +35,7 @@ class ImageRate:
     seconds: tuple[float, ...]
     """Every repetition, sorted."""
     is_flagged: bool
-    """Whether any of them was flagged as throttled or noisy."""
+    """Whether any of them was flagged."""
 
     @property
     def median_s(self) -> float:

@@ -52,12 +52,15 @@ def bundle(
     ] = None,
     model: Annotated[str, typer.Option(help="sdxl, or tiny for a try-out.")] = "sdxl",
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
-    gpus: Annotated[int, typer.Option(min=1, max=2, help="With 2, remote ControlNets are measured too.")] = 1,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=4, help="From 2 on, ControlNets on a GPU of their own are measured too.")
+    ] = 1,
     budget_minutes: Annotated[float, typer.Option(min=0.5, help="How long the host may measure.")] = 15.0,
     tuned_batches: Annotated[
         str, typer.Option(help="Forward batches tuned Diffusers is compiled for; empty: none.")
     ] = "2",
     parts: Annotated[str, typer.Option(help="Comma-separated parts to measure; empty: all.")] = "",
+    passes: Annotated[str, typer.Option(help="Instead of parts: groups of tasks in this order, as of 'run'.")] = "",
 ) -> None:
     """Write an offline kit for a GPU host without network: code, wheels, design, one script."""
     from calibrate.bundle import Kit, write_bundle
@@ -71,9 +74,11 @@ def bundle(
             problems.append(Problem(option, f"got {value!r}", f"one of {list(allowed)}"))
     if not all(item.strip().isdigit() for item in tuned_batches.split(",") if item):
         problems.append(Problem("--tuned-batches", f"got {tuned_batches!r}", "even whole numbers, separated by commas"))
+    if passes and parts:
+        problems.append(Problem("--parts", f"got {parts!r} beside --passes", "one of the two"))
     if problems:
         raise InputError(problems)
-    kit = Kit(model, device, gpus, budget_minutes, tuned_batches=tuned_batches, parts=chosen)
+    kit = Kit(model, device, gpus, budget_minutes, tuned_batches=tuned_batches, parts=chosen, passes=passes)
     counts = write_bundle(kit, out, wheels)
     sys.stderr.write("".join(f"{count} {name}\n" for name, count in counts.items()))
     sys.stdout.write(f"{out}\n")

@@ -101,9 +101,10 @@ def _left_out(
     """What the form, and the form with the surface, say about each point when fitted to the others."""
     by_form, by_law = [], []
     sizes = np.stack([x / megapixels, megapixels], axis=-1)
+    near = fit_form(form, x, y, megapixels)
     for index in range(y.size):
         others = np.arange(y.size) != index
-        parameters = fit_form(form, x[others], y[others], megapixels[others])
+        parameters = fit_form(form, x[others], y[others], megapixels[others], near=near)
         said = Law("", form, (), parameters, "measured", "-").seconds(x, megapixels=megapixels)
         ratio = 1.0
         if has_surface and bool(np.all(said > 0)):

@@ -71,7 +71,7 @@ class Measurement:
     is_held_out: bool = False
     """Measured to check laws: never used in fitting one."""
     flags: str = ""
-    """What was noticed while it was measured, joined by ``+``: ``throttled``, ``noisy``. Nothing is deleted for it."""
+    """What was noticed while it was measured, joined by ``+``: ``throttled``, ``power_limited``, ``noisy``. Nothing is deleted for it."""
 
     @property
     def cell(self) -> tuple[str, str, Features]:

@@ -16,7 +16,7 @@ from calibrate.measurement import Failure, Features, RowLog, Session
 from calibrate.points import Task, fit_step_task, image, short, unordered
 from calibrate.rig import Timed
 from calibrate.station import Station, StationError
-from calibrate.throttle import GpuWatch, GpuWindow
+from calibrate.throttle import GpuWatch, GpuWindow, flags_of
 
 TASK_TIMEOUT_S: Final = 150.0
 """A task that takes far longer than it did before hangs; a first-time task may still be capturing graphs."""
@@ -199,7 +199,7 @@ class Measuring:
             stack = item.quantity.split(".")[1 if is_image else 0]
             quantity = f"e2e.{task.topology}" if is_image else item.quantity
             kept.setdefault((quantity, item.mode, item.features), []).extend(item.values_s)
-            flags = [*(["throttled"] if slowed else []), *(["noisy"] if is_noisy(item.values_s) else [])]
+            flags = [*flags_of(slowed), *(["noisy"] if is_noisy(item.values_s) else [])]
             self.state.log.add(
                 quantity, item.values_s, stack="engine" if stack == "serving" else stack, topology=task.topology,
                 mode=item.mode, features=item.features, is_held_out=task.is_held_out, flags="+".join(flags),

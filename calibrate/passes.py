@@ -17,6 +17,8 @@ from typing import Final
 from calibrate.extent import Extent
 from calibrate.points import (
     Task,
+    change_tasks,
+    client_tasks,
     decode_tasks,
     fit_step_task,
     image,
@@ -68,11 +70,13 @@ GROUPS: Final[Mapping[str, Callable[[Extent], list[Task]]]] = {
     "loads": load_tasks,
     "brief": lambda extent: serving_tasks(extent)[0],
     "whole": lambda extent: serving_tasks(extent)[1],
-    "shared": lambda extent: [task for block in serving_tasks(extent)[2:] for task in block],
+    "shared": lambda extent: [task for block in serving_tasks(extent)[2:-1] for task in block],
+    "changes": change_tasks,
+    "clients": client_tasks,
     "remote": remote_tasks,
     "start": start_tasks,
 }
-"""What a pass may be of; ``brief``, ``whole`` and ``shared`` are jobs on the serving path."""
+"""What a pass may be of; ``brief``, ``whole``, ``shared``, ``changes`` and ``clients`` are on the serving path."""
 
 
 def passes(extent: Extent, text: str) -> list[list[Task]]:

@@ -1,4 +1,4 @@
-"""Which stacks are built and what is timed on them, in which order: the design of a measuring session. Torch-free."""
+"""What is timed on the stacks, in which order: the design of a measuring session. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Final
 
 from calibrate.extent import Extent, Shape
 from calibrate.measurement import Features
-from calibrate.rig import RigSetup
 
 SMALL_BYTES: Final = 64
 """A message that is all latency: what larger ones take beyond it is their transfer."""
 STATIONS: Final = ("stock", "engine")
 LARGE_MP: Final = 5.0
 """Samples x megapixels of a step from which on fewer repetitions do: long steps scatter less."""
+CLIENTS_MAX: Final = 3
+"""Base workers on one ControlNet worker."""
 PARTS: Final = (
-    "steps", "images", "decode", "loras", "loads", "memory", "remote", "wide_images", "start", "serving",
+    "steps", "images", "decode", "loras", "loads", "memory", "remote", "wide_images", "start", "serving", "clients",
 )  # fmt: skip
 
 
@@ -55,81 +56,19 @@ def short(features: Features) -> str:
     return " ".join(f"{name}={value}" for name, value in parts.items() if value not in (0, ""))
 
 
-def _compares_choices(extent: Extent) -> bool:
+def compares_choices(extent: Extent) -> bool:
     """Two more workers for comparison need the memory that a session on two GPUs has."""
     return extent.is_cuda and extent.n_gpus > 1
 
 
-def setups(extent: Extent, scratch: str) -> list[RigSetup]:
-    """The stations of a session, each with only the models its tasks need: all of them share one GPU's memory."""
-    common = {
-        "model": extent.model,
-        "device": "cuda:0" if extent.is_cuda else "cpu",
-        "dtype": extent.dtype,
-        "width_px": extent.width_px,
-        "height_px": extent.height_px,
-        "n_steps": extent.n_steps,
-        "scratch": scratch,
-        "seed": extent.seed,
-    }
-
-    def setup(name: str, kind: str, **more: object) -> RigSetup:
-        return RigSetup(name=name, kind=kind, **{**common, **more})  # type: ignore[arg-type]
-
-    nets = extent.n_controlnets
-    ours = {"uses_graph": extent.is_cuda, "uses_triton": extent.is_cuda, "attention": extent.attention}
-    # two GPUs of one host: the peers on the second one, so that everything fits in memory
-    peers = {"device": "cuda:1"} if extent.is_cuda and extent.n_gpus > 1 else {}
-    found = [
-        setup("engine", "engine", n_controlnets=nets, shapes=_captured(extent), **ours),
-        setup("stock", "stock", n_controlnets=nets, **peers),
-    ]
-    compiled = {**ours, "is_compiled": True}
-    for batch in extent.compiled_batches:
-        # only the batch of one image runs whole images with ControlNets; of the others, the parts compile side by side
-        whole = nets if batch == 2 else 0
-        found.append(
-            setup(f"engine-compiled-{batch}", "engine", forward_batches=(batch,), n_controlnets=whole, **compiled)
-        )
-        if nets:
-            found.append(setup(f"controlnet-compiled-{batch}", "controlnet", forward_batches=(batch,), **compiled))
-    for batch in extent.tuned_batches:
-        found.append(setup(f"tuned-{batch}", "tuned", is_compiled=extent.is_cuda, forward_batches=(batch,), **peers))
-    if _tuned_nets(extent):
-        found.append(
-            setup("tuned-controlnets", "tuned", is_compiled=extent.is_cuda, forward_batches=(2,), **peers,
-                  n_controlnets=_tuned_nets(extent))
-        )  # fmt: skip
-    if _compares_choices(extent):
-        found.append(setup("engine-without-triton", "engine", **{**ours, "uses_triton": False}))
-        found.append(setup("engine-cudnn", "engine", **{**ours, "attention": "cudnn"}))
-    if extent.n_gpus > 1:
-        if 2 in extent.compiled_batches:
-            found.append(setup("remote-compiled", "remote", n_controlnets=nets, forward_batches=(2,), **compiled))
-        found.append(setup("remote", "remote", n_controlnets=nets, forward_batches=(2,), **ours))
-    start = {"forward_batches": (2,), **ours, "uses_graph": False, "uses_triton": False}
-    found += [
-        setup("start-stock", "start", n_controlnets=0, **start),
-        setup("serving", "serving", n_controlnets=nets, n_sharing=extent.n_sharing, **ours),
-    ]
-    return found
-
-
-def _tuned_nets(extent: Extent) -> int:
+def tuned_nets(extent: Extent) -> int:
+    """ControlNets that tuned Diffusers is measured with."""
     return min(extent.n_controlnets, extent.n_tuned_controlnets) if extent.tuned_batches else 0
 
 
-def _nets_of(extent: Extent, shape: Shape) -> int:
+def nets_of(extent: Extent, shape: Shape) -> int:
+    """ControlNets that a step of this shape is timed with, at most."""
     return extent.n_controlnets if shape in extent.cohosted_shapes else min(extent.n_controlnets, 1)
-
-
-def _captured(extent: Extent) -> tuple[tuple[int, int, int, int], ...]:
-    """Every step of the design with every number of ControlNets it is timed with."""
-    return tuple(
-        (*shape, nets)
-        for shape in (*extent.fit_shapes, *extent.held_out_shapes)
-        for nets in range(_nets_of(extent, shape) + 1)
-    )
 
 
 def _step(shape: Shape, n_controlnets: int = 0, n_loras: int = 0, variant: str = "") -> Features:
@@ -160,7 +99,7 @@ def fit_step_task(extent: Extent, shape: Shape, *, is_held_out: bool = False) ->
     """All parts of our engine's step at one shape."""
     samples_mp = shape[0] * shape[1] * shape[2] / 2**20
     # a sample of 1024 x 1024 takes 14 ms a step on an H200; five quantities, and a capture where it was not done before
-    cost_s, nets = 0.5 + 0.4 * samples_mp, _nets_of(extent, shape)
+    cost_s, nets = 0.5 + 0.4 * samples_mp, nets_of(extent, shape)
     n_repeats = extent.burst if samples_mp <= LARGE_MP else max(2, extent.burst * 2 // 3)
     return Task("steps", "engine", "steps", _step(shape, nets), n_repeats, cost_s=cost_s, is_held_out=is_held_out)
 
@@ -185,10 +124,10 @@ def step_tasks(extent: Extent, *, with_held_out: bool = True) -> list[Task]:
             found.append(Task("steps", f"controlnet-compiled-{batch}", "steps", _step(main), n))
     for batch in extent.tuned_batches:
         found.append(Task("steps", f"tuned-{batch}", "unet_step", _step(_main(extent, batch)), n, cost_s=1))
-    for count in range(1, _tuned_nets(extent) + 1):
+    for count in range(1, tuned_nets(extent) + 1):
         joined = _step(_main(extent, 2), count)
         found.append(Task("steps", "tuned-controlnets", "step_with_controlnets", joined, n, cost_s=1.5))
-    if _compares_choices(extent):
+    if compares_choices(extent):
         # what one choice is worth, everything else equal
         for station, variant in (("engine-without-triton", "without_triton"), ("engine-cudnn", "cudnn")):
             found.append(Task("steps", station, "steps", _step(_main(extent, 2), variant=variant), n, cost_s=3))
@@ -216,7 +155,7 @@ def peer_images(extent: Extent) -> list[Task]:
 
 
 def _tuned_image(extent: Extent, part: str, c: int, n_loras: int) -> list[Task]:
-    if not extent.tuned_batches or c > _tuned_nets(extent):
+    if not extent.tuned_batches or c > tuned_nets(extent):
         return []
     station = "tuned-controlnets" if c else "tuned-2"
     features = image(extent, c, n_loras, "fused" if n_loras else "")
@@ -348,7 +287,30 @@ def serving_tasks(extent: Extent) -> list[list[Task]]:
         [Task("serving", "serving", "shared_jobs", image(extent, 0, 0, f"shared{n}"), 3, "colocated", cost_s=30)]
         for n in range(2, extent.n_sharing + 1)
     ]
-    return [tasks(brief, 5, 6.0), tasks(whole, 3, 8.0), *shared]
+    return [tasks(brief, 5, 6.0), tasks(whole, 3, 8.0), *shared, change_tasks(extent)]
+
+
+def change_tasks(extent: Extent) -> list[Task]:
+    """A switch to another checkpoint and back; a worker that comes beside one that serves, and goes."""
+    brief = dataclasses.replace(_job(_main(extent, 2), 4), variant="switch")
+    return [
+        Task("serving", "serving", "switch_jobs", brief, 3, "colocated", cost_s=30),
+        Task("serving", "serving", "drain", Features(), 2, "colocated", cost_s=80),
+    ]
+
+
+def client_tasks(extent: Extent) -> list[Task]:
+    """1 to 3 base workers, as many as there are GPUs for, that share one ControlNet worker: with equal work, and with unequal."""
+    if (extent.is_cuda and extent.n_gpus < 2) or not extent.n_controlnets:
+        return []
+    most = min(CLIENTS_MAX, extent.n_gpus - 1) if extent.is_cuda else min(2, CLIENTS_MAX)
+    link = "nvlink" if extent.is_cuda else ""
+    variants = [(f"clients{n}", nets) for n in range(1, most + 1) for nets in (1, extent.n_controlnets)]
+    variants += [(f"clients{n}_unequal", extent.n_controlnets) for n in range(2, most + 1) if extent.n_controlnets > 1]
+    return [
+        Task("clients", "clients", "client_jobs", image(extent, nets, 0, variant, link), 4, "decoupled", cost_s=40)
+        for variant, nets in dict.fromkeys(variants)
+    ]
 
 
 def _job(shape: Shape, n_steps: int, n_controlnets: int = 0, n_loras: int = 0) -> Features:
@@ -384,7 +346,13 @@ def schedule(extent: Extent, parts: tuple[str, ...]) -> list[list[Task]]:
         if index < len(between):
             blocks.append(between[index])
     blocks += [ours] * max(0, n_extra - n_peer_rounds)
-    blocks += [*serving_tasks(extent), remote, step_tasks(extent, with_held_out=False), wide_image_tasks(extent)]
+    blocks += [
+        *serving_tasks(extent),
+        client_tasks(extent),
+        remote,
+        step_tasks(extent, with_held_out=False),
+        wide_image_tasks(extent),
+    ]
     blocks += [[task for task in loras if task.station == "stock"], [task for task in loads if task.station == "stock"]]
     # after the loads, which save the checkpoint that a worker starts from
     blocks += [start_tasks(extent)]

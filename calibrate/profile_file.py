@@ -30,8 +30,15 @@ from calibrate.profile import (
 from traces.problems import InputError, Problem, one_problem
 
 SCHEMA_VERSIONS: Final = (1, 2)
-"""2 knows forms with attention, a soft floor or tiles, values at measured sizes, and errors at left-out sizes; a profile without them is written as 1."""
+"""2 knows forms with attention, a soft floor or tiles, values at measured sizes, errors at left-out sizes, and laws of whole jobs; a profile
+without them is written as 1."""
 FORMS_OF_1: Final = ("constant", "affine", "floor_affine")
+LAWS_SINCE_2: Final = (
+    "engine.text_encode_unguided",
+    "engine.latent_input",
+    "engine.control_input",
+    "engine.lora_wait",
+)
 FILE_BYTES_MAX: Final = 64 * 2**20
 
 Check = Callable[[Any, str], Iterator[Problem]]
@@ -87,8 +94,10 @@ def to_json(profile: LatencyProfile) -> str:
 
 def _schema_version(profile: LatencyProfile) -> int:
     """The oldest version that can say what the profile says, so that an older reader still reads it."""
-    laws = profile.laws.values()
-    is_old = all(law.form in FORMS_OF_1 and not law.left_out_error_ratio and not law.point_ratios for law in laws)
+    is_old = all(
+        law.form in FORMS_OF_1 and name not in LAWS_SINCE_2 and not law.left_out_error_ratio and not law.point_ratios
+        for name, law in profile.laws.items()
+    )
     return 1 if is_old else 2
 
 

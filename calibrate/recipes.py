@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 from calibrate.cells import Cell, Cells
 from calibrate.measurement import Features
 from calibrate.profile import LAW_FEATURES, STACKS
@@ -21,6 +23,8 @@ SUMMED: Final[Mapping[str, tuple[str, str]]] = {
     "diffusers_tuned.lora_detach": ("diffusers.lora_unfuse", "diffusers.lora_detach"),
 }
 """Laws that may be the sum of two others' measurements; then they count as assumed."""
+DIFFERENCE: Final = "controlnet_difference"
+"""Made of two quantities, see :func:`with_controlnet_differences`."""
 MODES: Final = ("compiled", "graph", "eager", "")
 
 
@@ -128,23 +132,34 @@ def step_recipe(cells: Cells, law: str, choice: ModeChoice, accept: Callable[[Fe
     return Recipe(law, tuple(sources), f"medians of {law} by forward batch ({modes})", has_floor=True)
 
 
-def difference_recipe(cells: Cells, law: str, stack: str, choice: ModeChoice) -> Recipe | None:
-    """A ControlNet's step where it was timed inside the pipeline: the step with it minus the step without."""
-    sources = []
-    for cell in cells.matching(f"{stack}.step_with_controlnets", lambda f: not (f.link or f.n_loras)):
-        f = cell[2]
-        plain = (f"{stack}.unet_step", cell[1], dataclasses.replace(f, n_controlnets=0))
-        if plain not in cells.values:
-            continue
+def with_controlnet_differences(cells: Cells) -> Cells:
+    """The cells, and what each ControlNet adds to a step where it was timed inside the pipeline.
 
-        def combine(medians: Medians, with_net: Cell = cell, without: Cell = plain, n: int = f.n_controlnets) -> float:
-            return max(1e-6, (medians[with_net] - medians[without]) / n)
+    Each repetition with ControlNets minus the median without them of the same session: between sessions, eager execution differs by
+    more than a ControlNet takes.
+    """
+    found = dict(cells.values)
+    for stack in STACKS:
+        for cell in cells.matching(f"{stack}.step_with_controlnets", lambda f: not (f.link or f.n_loras)):
+            plain = cells.values.get((f"{stack}.unet_step", cell[1], dataclasses.replace(cell[2], n_controlnets=0)), {})
+            added = {
+                session: np.maximum((values - float(np.median(plain[session]))) / cell[2].n_controlnets, 1e-6)
+                for session, values in cells.values[cell].items()
+                if session in plain
+            }
+            if added:
+                found[f"{stack}.{DIFFERENCE}", cell[1], cell[2]] = added
+    return dataclasses.replace(cells, values=found)
 
-        sources.append(Source((float(f.forward_batch), f.megapixels), (cell, plain), combine))
-    if not sources:
-        return None
-    text = f"median {stack}.step_with_controlnets minus median {stack}.unet_step, by forward batch"
-    return Recipe(law, tuple(sources), text, is_direct=False, has_floor=True)
+
+def difference_recipe(cells: Cells, law: str, stack: str) -> Recipe | None:
+    """A ControlNet's step where it was timed inside the pipeline: see :func:`with_controlnet_differences`."""
+    found = cells.matching(f"{stack}.{DIFFERENCE}")
+    sources = tuple(Source((float(cell[2].forward_batch), cell[2].megapixels), (cell,), _one(cell)) for cell in found)
+    text = (
+        f"medians of {stack}.step_with_controlnets minus median {stack}.unet_step of the same session, by forward batch"
+    )
+    return Recipe(law, sources, text, is_direct=False, has_floor=True) if sources else None
 
 
 def bytes_recipe(
@@ -223,7 +238,7 @@ def direct_recipes(cells: Cells, medians: Medians, choice: ModeChoice) -> dict[s
     for stack in STACKS:
         found.append(step_recipe(cells, f"{stack}.unet_step", choice, _is_plain_step))
         direct = step_recipe(cells, f"{stack}.controlnet_step", choice, _is_plain_step)
-        found.append(direct or difference_recipe(cells, f"{stack}.controlnet_step", stack, choice))
+        found.append(direct or difference_recipe(cells, f"{stack}.controlnet_step", stack))
         found.append(constant_recipe(cells, f"{stack}.text_encode", choice))
         found.append(constant_recipe(cells, f"{stack}.worker_start", choice))
         found.append(decode_recipe(cells, f"{stack}.vae_decode", medians))

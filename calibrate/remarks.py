@@ -14,6 +14,7 @@ from calibrate.heldout import HeldOutPoint, notes_on
 from calibrate.measurement import Measurements, Session
 from calibrate.profile import LAW_FEATURES, STACKS, Law
 
+GIB: Final = 2**30
 HOST_SPREAD: Final = "One session, so one machine: how much another host differs is not in the intervals. Intervals are percentiles of the draws."
 
 
@@ -22,7 +23,13 @@ def fingerprint(sessions: tuple[Session, ...]) -> dict[str, Any]:
     return {
         "gpu": sessions[0].fingerprint.get("gpu", ""),
         "sessions": [
-            {"session": s.session, "started": s.started, "parts_s": dict(s.parts), **s.fingerprint} for s in sessions
+            {
+                "session": s.session,
+                "started": s.started,
+                "parts_s": dict(s.parts),
+                **dict(sorted(s.fingerprint.items())),
+            }
+            for s in sessions
         ],
     }
 
@@ -50,6 +57,28 @@ def _shared_gpu(estimator: Estimator) -> list[str]:
             found.append(
                 f"{n} busy workers on one GPU: each job takes {medians[cell] / medians[alone]:.2f} times as long as alone "
                 f"({cell[2].n_controlnets} ControlNets, {cell[2].n_steps} steps)."
+            )
+    return found
+
+
+def _memory(sessions: tuple[Session, ...]) -> list[str]:
+    """What workers of ours really held on the device: the planner adds up weights and activations, a graph's pool is beyond both."""
+    found = []
+    for session in sessions:
+        peak = session.facts.get("serving.worker_device_bytes_peak", 0.0)
+        if peak > 0:
+            found.append(
+                f"A worker on the serving path held {peak / GIB:.1f} GiB of the device at its peak ({session.session})."
+            )
+        held = {
+            key.rpartition(".")[2].replace("_", " "): value / GIB
+            for key, value in sorted(session.facts.items())
+            if key.startswith("engine.reserved_bytes.") and value > 0
+        }
+        if held:
+            said = ", ".join(f"{name} {gib:.1f}" for name, gib in held.items())
+            found.append(
+                f"Device memory of our engine in the measuring process, GiB after capturing: {said} ({session.session})."
             )
     return found
 
@@ -84,6 +113,7 @@ def notes(
         )
     found += notes_on(held_out)
     found += _shared_gpu(estimator)
+    found += _memory(measurements.sessions)
     chosen = [
         f"{law} {choice.form} {choice.left_out_error_ratio[choice.form]:.1%}"
         for law, choice in sorted(estimator.forms.items())

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Protocol
 
 from calibrate.measurement import Features
 
-RigKind = Literal["stock", "tuned", "engine", "controlnet", "remote", "serving", "start"]
+RigKind = Literal["stock", "tuned", "engine", "controlnet", "remote", "serving", "clients", "start"]
 MODELS: Final = ("sdxl", "tiny")
 
 
@@ -35,7 +35,7 @@ class RigSetup:
     height_px: int = 1024
     n_controlnets: int = 0
     n_sharing: int = 1
-    """Workers of the serving path that may share the GPU."""
+    """Workers of the serving path that may share the GPU; base workers that may share a ControlNet worker."""
     n_steps: int = 50
     scratch: str = ""
     """Folder for weights and LoRAs on local disk."""
@@ -103,6 +103,10 @@ def build_rig(setup: RigSetup) -> Rig:
         from calibrate.serving import ServingRig
 
         return ServingRig(setup)
+    if setup.kind == "clients":
+        from calibrate.clients import ClientsRig
+
+        return ClientsRig(setup)
     if setup.kind == "engine":
         from calibrate.ours import EngineRig
 

@@ -22,8 +22,9 @@ from calibrate.extent import Extent
 from calibrate.measurement import Features, Measurements, RowLog, Session, holds_run, read_measurements
 from calibrate.measuring import RESERVE_S, START_METHOD, Measuring, State, merged_counts, say
 from calibrate.passes import passes
-from calibrate.points import Task, schedule, setups
+from calibrate.points import Task, schedule
 from calibrate.rig import RigSetup, Timed
+from calibrate.setups import setups
 from calibrate.station import InlineStation, ProcessStation, Station, StationError
 from calibrate.throttle import GpuWatch
 from traces.problems import InputError, Problem, one_problem
@@ -32,7 +33,7 @@ PACK_S: Final = 25.0
 """Packing a few hundred MB of compile cache with xz on all cores."""
 PREPARE_MARGIN_S: Final = 20.0
 """How long the last capture of a station may take."""
-LATE_STATIONS: Final = frozenset({"serving"})
+LATE_STATIONS: Final = frozenset({"serving", "clients"})
 """Built when they are first asked for: they bring processes of their own, which are to start on an idle machine."""
 LATE_BUILD_S: Final = 60.0
 

@@ -14,7 +14,7 @@ import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from engine.serving.engine import Engine
 from engine.serving.job import ControlUse, Job, LoraUse, Outcome
 from engine.serving.settings import EngineSettings
 
-CHECKPOINT: Final = "checkpoint"
+CHECKPOINTS: Final = ("checkpoint", "checkpoint_again")
 START_TIMEOUT_S: Final = 240.0
 JOB_TIMEOUT_S: Final = 120.0
 N_LORAS: Final = 2
@@ -59,26 +59,50 @@ class ServingRig:
         self._thread.start()
         self._engine: Engine | None = None
         self._n_replicas = 0
+        self._allocated: Allocation | None = None
         self._n_jobs = 0
-        self._warm: set[tuple[Features, int]] = set()
+        self._warm: set[tuple[tuple[Features, ...], int]] = set()
         self._pending: list[Timed] = []
         self._files_s: list[float] = []
         self._loras = [lora_file(setup, image_lora_rank(setup), i) for i in range(N_LORAS)]
         self._lora_ids = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self._loras]
 
     def run(self, method: str, features: Features, n_repeats: int) -> list[Timed]:
-        """See :class:`calibrate.rig.Rig`: ``jobs`` or ``shared_jobs``, whose ``variant`` is ``sharedN``."""
+        """See :class:`calibrate.rig.Rig`.
+
+        ``jobs``: one after the other; ``shared_jobs``: as many at once as ``variant`` says (``shared2``); ``switch_jobs``: each on
+        the other checkpoint than the one before; ``drain``: a second replica comes, and goes again.
+        """
+        if method == "drain":
+            return self._drained(n_repeats)
         n = int(features.variant.removeprefix("shared")) if method == "shared_jobs" else 1
         if features.n_loras:
             features = dataclasses.replace(features, n_bytes=self._loras[0].stat().st_size)
-        self._pending += self._started(n)  # kept until they can be handed over: a job may fail before that
-        self._pending += self._warmed(features, n)
+        is_switch = method == "switch_jobs"
+        self._pending += self._started(n, CHECKPOINTS if is_switch else CHECKPOINTS[:1])
+        self._pending += self._warmed([features] * n)  # kept until they can be handed over: a job may fail before that
+        if is_switch:
+            self._do(self._together([features], CHECKPOINTS[1]), JOB_TIMEOUT_S)  # its first load reads the files
         self._files_s.clear()
-        jobs = [job for _ in range(n_repeats) for job in self._do(self._together(features, n), JOB_TIMEOUT_S)]
+        jobs = []
+        for turn in range(n_repeats):
+            jobs += self._do(self._together([features] * n, CHECKPOINTS[turn % 2 if is_switch else 0]), JOB_TIMEOUT_S)
         found, self._pending = self._pending, []
         if self._files_s:
             found.append(Timed("serving.png_encode", self.mode, features, tuple(self._files_s)))
         return found + self._rows("serving.", features, jobs)
+
+    def _drained(self, n_repeats: int) -> list[Timed]:
+        """A second replica from its start until it is ready, beside one that serves; and from then until it is gone."""
+        found = self._started(1)
+        goes = []
+        for _ in range(n_repeats):
+            found += [dataclasses.replace(timed, quantity="engine.worker_attach") for timed in self._started(2)]
+            start_s = time.perf_counter()
+            self._do(self._allocate(1, CHECKPOINTS[:1]), START_TIMEOUT_S)
+            goes.append(time.perf_counter() - start_s)
+        self._warm = {kept for kept in self._warm if kept[1] == 1}
+        return [*found, Timed("engine.worker_drain", self.mode, Features(), tuple(goes))]
 
     def _rows(self, prefix: str, features: Features, jobs: list[tuple[float, Outcome]]) -> list[Timed]:
         """Latency, stages, and what is in none of them; a stage that no job had gives no row."""
@@ -93,30 +117,45 @@ class ServingRig:
             if all(value > 0 for value in values)
         ]
 
-    def _started(self, n_replicas: int) -> list[Timed]:
+    def _started(self, n_replicas: int, checkpoints: tuple[str, ...] = CHECKPOINTS[:1]) -> list[Timed]:
         """Brings the engine to so many replicas; a replica's start is timed where it is the only one that starts."""
-        if n_replicas <= self._n_replicas:
+        n_more = n_replicas - self._n_replicas
+        if n_more <= 0 and self._allocated == self._allocation(max(n_replicas, self._n_replicas), checkpoints):
             return []
         start_s = time.perf_counter()
-        if self._engine is None:
-            self._engine = self._do(self._made(n_replicas), START_TIMEOUT_S)
-        else:
-            self._do(self._engine.apply(_allocation(self.setup, n_replicas)), START_TIMEOUT_S)
-        took_s, n_started = time.perf_counter() - start_s, n_replicas - self._n_replicas
-        self._n_replicas = n_replicas
-        return [Timed("engine.worker_start", self.mode, Features(), (took_s,))] if n_started == 1 else []
+        self._do(self._allocate(max(n_replicas, self._n_replicas), checkpoints), START_TIMEOUT_S)
+        took_s = time.perf_counter() - start_s
+        return [Timed("engine.worker_start", self.mode, Features(), (took_s,))] if n_more == 1 else []
 
-    async def _made(self, n_replicas: int) -> Engine:
-        has_graph = self.setup.uses_graph
+    async def _allocate(self, n_replicas: int, checkpoints: tuple[str, ...]) -> None:
+        wanted = self._allocation(n_replicas, checkpoints)
+        if self._engine is None:
+            self._engine = await self._made(wanted)
+        else:
+            await self._engine.apply(wanted)
+        self._allocated, self._n_replicas = wanted, n_replicas
+
+    def _allocation(self, n_replicas: int, checkpoints: tuple[str, ...]) -> Allocation:
+        pool = Pool(
+            "base", "base", n_replicas, "any", topology="colocated", base_model_ids=checkpoints, controlnet_ids=(ANY,)
+        )
+        return Allocation(pools=(pool,), policies=Policies(lora_patch_by_step=0))
+
+    def _devices(self) -> tuple[str, ...]:
+        return (self.setup.device,) * max(2, self.setup.n_sharing)
+
+    async def _made(self, allocation: Allocation) -> Engine:
+        has_graph, is_cuda = self.setup.uses_graph, self.setup.device.startswith("cuda")
         settings = EngineSettings(
             run_dir=Path(tempfile.mkdtemp(prefix="serving-", dir=self._scratch)),
             model="tiny" if self.setup.model == "tiny" else "sdxl",
-            devices=(self.setup.device,) * max(1, self.setup.n_sharing),
+            devices=self._devices(),
             store=str(self._scratch),
             host_tier_parent=host_tier_parent(self.setup),
-            options={"use_cuda_graph": has_graph} if self.setup.device.startswith("cuda") else {},
+            # one checkpoint on the device: a switch is then always a load
+            options={"n_checkpoints_max": 1, **({"use_cuda_graph": has_graph} if is_cuda else {})},
         )
-        made = Engine(_allocation(self.setup, n_replicas), settings, self._catalogue())
+        made = Engine(allocation, settings, self._catalogue())
         await made.start()
         return made
 
@@ -129,31 +168,38 @@ class ServingRig:
             CatalogueEntry(f"controlnet{i}", "controlnet", self.setup.model, file=controlnet_folder(self.setup).name)
             for i in range(self.setup.n_controlnets)
         ]
-        entries.append(CatalogueEntry(CHECKPOINT, "base", self.setup.model, file=pipeline_folder(self.setup).name))
+        # two names of the same files: what is loaded on a switch is as large
+        entries += [
+            CatalogueEntry(name, "base", self.setup.model, file=pipeline_folder(self.setup).name)
+            for name in CHECKPOINTS
+        ]
         return Catalogue({entry.id: entry for entry in entries})
 
-    def _warmed(self, features: Features, n: int) -> list[Timed]:
-        """Until every replica has run the shape: captures are no part of a job, but the first one's time is kept."""
-        shape = dataclasses.replace(features, variant="")
-        if (shape, n) in self._warm:
+    def _warmed(self, clients: Sequence[Features]) -> list[Timed]:
+        """Until every replica has run the shapes: captures are no part of a job, but a lone first one's time is kept."""
+        shapes = tuple(dataclasses.replace(features, variant="") for features in clients)
+        n = len(clients)
+        if (shapes, n) in self._warm:
             return []
-        first = self._do(self._together(features, n), START_TIMEOUT_S)
+        first = self._do(self._together(clients), START_TIMEOUT_S)
         if n > 1:  # which of them captured is not known: once more
-            self._do(self._together(features, n), START_TIMEOUT_S)
-        self._warm |= {(shape, count) for count in range(1, n + 1)}
-        return self._rows("serving.first_", features, first) if n == 1 else []
+            self._do(self._together(clients), START_TIMEOUT_S)
+        self._warm |= {(shapes[:count], count) for count in range(1, n + 1)}
+        return self._rows("serving.first_", clients[0], first) if n == 1 else []
 
-    async def _together(self, features: Features, n: int) -> list[tuple[float, Outcome]]:
-        """``n`` jobs at once; seconds of each until its outcome."""
-        return list(await asyncio.gather(*(self._one(features) for _ in range(n))))
+    async def _together(
+        self, clients: Sequence[Features], checkpoint: str = CHECKPOINTS[0]
+    ) -> list[tuple[float, Outcome]]:
+        """A job of each client, all at once; seconds of each until its outcome."""
+        return list(await asyncio.gather(*(self._one(features, checkpoint) for features in clients)))
 
-    async def _one(self, features: Features) -> tuple[float, Outcome]:
+    async def _one(self, features: Features, checkpoint: str) -> tuple[float, Outcome]:
         if self._engine is None:
             raise RuntimeError("ServingRig: no engine")
         self._n_jobs += 1
         job = Job(
             request_id=f"calibration-{self._n_jobs}",
-            base_model_id=CHECKPOINT,
+            base_model_id=checkpoint,
             prompt="a lighthouse on a cliff in the evening, oil on canvas",
             negative_prompt="blurred, text, frame",
             n_images=features.n_images,
@@ -199,13 +245,6 @@ class ServingRig:
         self._thread.join(10)
         if not self._thread.is_alive():
             self._loop.close()
-
-
-def _allocation(setup: RigSetup, n_replicas: int) -> Allocation:
-    pool = Pool(
-        "base", "base", n_replicas, "any", topology="colocated", base_model_ids=(CHECKPOINT,), controlnet_ids=(ANY,)
-    )
-    return Allocation(pools=(pool,), policies=Policies(lora_patch_by_step=0))
 
 
 def _stages(outcome: Outcome) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
 PERIOD_S: Final = 0.2
 POWER_CAP: Final = 0x4
 """NVML's bit of ``clocks_event_reasons`` for the board's power limit; at full load it is nearly always set."""
+AT_POWER_LIMIT: Final = "power_cap"
 SLOWING: Final = {0x8: "hardware_slowdown", 0x20: "software_thermal", 0x40: "hardware_thermal", 0x80: "power_brake"}
 """Bits that mean that something is wrong with the machine (idle, and clocks set on purpose, are none)."""
 SLOW_CLOCK_RATIO: Final = 0.95
@@ -51,8 +53,14 @@ class GpuWindow:
         """Why it ran below full speed, if it did; ``sm_mhz_fastest`` is the highest clock seen in the session."""
         found = [name for bit, name in SLOWING.items() if self.reasons & bit]
         if self.reasons & POWER_CAP and self.sm_mhz_min < SLOW_CLOCK_RATIO * sm_mhz_fastest:
-            found.append("power_cap")
+            found.append(AT_POWER_LIMIT)
         return found
+
+
+def flags_of(slowed_by: Collection[str]) -> list[str]:
+    """What a row is flagged with: a GPU at its power limit is at work, one that heat or hardware slows down is in trouble."""
+    found = ["throttled"] if set(slowed_by) - {AT_POWER_LIMIT} else []
+    return [*found, *(["power_limited"] if AT_POWER_LIMIT in slowed_by else [])]
 
 
 def visible_gpus(n_gpus: int) -> list[int]:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from calibrate.profile import Law
 from dashboards.charts import COLOURS, SYMBOLS
 from dashboards.elements import plain_layout
-from dashboards.evidence import Check
+from dashboards.evidence import Check, usual_size
 from dashboards.words import say
 
 MEASURED: Final = "#0072B2"
@@ -86,16 +86,17 @@ def whole_images(checks: Sequence[Check]) -> go.Figure:
 def residuals(checks: Sequence[Check]) -> go.Figure:
     """Gap of each held-out kind of image, worst first."""
     held_out = sorted((check for check in checks if check.is_held_out), key=lambda check: -abs(check.gap_ratio))
+    usual = usual_size(checks)
     figure = go.Figure(
         go.Bar(
             # numbered, for rows of one name would fall on each other
-            y=[f"{number}. {_short(check)}" for number, check in enumerate(held_out, 1)], x=[100 * check.gap_ratio for check in held_out], orientation="h",
+            y=[f"{number}. {_short(check, usual)}" for number, check in enumerate(held_out, 1)], x=[100 * check.gap_ratio for check in held_out], orientation="h",
             marker={"color": [ASKED if check.gap_ratio > 0 else MEASURED for check in held_out]}, cliponaxis=False,
             text=[f"{100 * check.gap_ratio:+.1f} %" for check in held_out], textposition="outside", hoverinfo="skip",
         )
     )  # fmt: skip
     largest = 1.6 * max((abs(100 * check.gap_ratio) for check in held_out), default=1.0)
-    figure.update_xaxes(title=say("accuracy.gap"), ticksuffix=" %", range=[-largest, largest])
+    figure.update_xaxes(title=say("accuracy.gap"), ticksuffix=" %", range=[-largest, largest], nticks=4, tickangle=0)
     figure.update_yaxes(autorange="reversed", automargin=True, tickfont={"size": 11})
     return plain_layout(figure, 110 + 26 * len(held_out))
 
@@ -113,12 +114,11 @@ def image_words(check: Check) -> str:
     return ", ".join(part for part in (words, check.variant, check.size) if part)
 
 
-def _short(check: Check) -> str:
-    """``colocated 2C 1L``; a phone has room for no more."""
+def _short(check: Check, usual: str) -> str:
+    """``colocated 2C 1L``, and the size where it is not the usual one; a phone has room for no more."""
+    size = "" if check.size == usual else check.size
     return " ".join(
-        part
-        for part in (f"{check.topology} {check.n_controlnets}C {check.n_loras}L", check.variant, check.size)
-        if part
+        part for part in (f"{check.topology} {check.n_controlnets}C {check.n_loras}L", check.variant, size) if part
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,6 +77,12 @@ def _size(row: Mapping[Any, Any]) -> str:
     if forward == n_images:  # with guidance every image is denoised twice
         parts.append(say("evidence.unguided"))
     return ", ".join(parts)
+
+
+def usual_size(checks: Sequence[Check]) -> str:
+    """The size that most kinds of images were timed at; the first of several; empty if there are no checks."""
+    sizes = Counter(check.size for check in checks)
+    return max(sizes, key=lambda size: sizes[size], default="")
 
 
 def report_of(profile: str, kind: str) -> dict[str, Any] | None:

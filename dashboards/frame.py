@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -32,6 +33,8 @@ PAGES: Final = {
     "export": ":material/download:",
 }
 """Pages in order, each with its icon. Page ``x`` is ``dashboards.pages.x.draw(here)``; its words begin with ``x.``."""
+LINE_OF_QUESTION: Final = re.compile(r"^question:\d+ ", re.MULTILINE)
+"""Where in the question's text a fault is: a text that the visitor, who moved a field, never saw."""
 WITHOUT_QUESTION: Final = ("start",)
 """Pages on which the question is not repeated above."""
 
@@ -81,7 +84,7 @@ def _asked(page: str) -> tuple[Choices | None, Trace | None]:
         st.info(escaped(str(error)), icon=":material/upload_file:")
         return None, trace
     except InputError as error:
-        draw_problem(say("frame.cannot_be_planned"), str(error))
+        draw_problem(say("frame.cannot_be_planned"), LINE_OF_QUESTION.sub("", str(error)))
         return None, trace
     if page not in WITHOUT_QUESTION:
         _draw_question(asked, trace)

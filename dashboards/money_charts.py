@@ -110,6 +110,11 @@ def cost_lines_words(roi: Roi) -> str:
     return say("roi.lines.words", rows="; ".join(parts))
 
 
+def short_usd(value_usd: float) -> str:
+    """``$71,540``, and from a million ``$1.01 M``: a metric has room for few letters."""
+    return usd(value_usd) if abs(value_usd) < 1e6 else f"{'−' if value_usd < 0 else ''}${abs(value_usd) / 1e6:,.2f} M"
+
+
 def line_usd(row: Priced, line: str) -> float:
     """One line of a row's cost, USD a month; the four lines sum to its total."""
     cost = row.cost
@@ -134,7 +139,7 @@ def payback(returns: Returns) -> go.Figure:
             text=say("roi.payback.at", months=f"{returns.payback_months:.1f}"),
         )  # fmt: skip
     figure.update_xaxes(title=say("roi.month"), rangemode="tozero", zeroline=False)
-    figure.update_yaxes(title=say("roi.payback.axis"), tickprefix="$", zeroline=False)
+    figure.update_yaxes(title=say("roi.payback.axis"), tickformat="$~s", zeroline=False)
     return plain_layout(figure, HEIGHT_PX)
 
 
@@ -165,7 +170,7 @@ def tornado(returns: Returns) -> go.Figure:
         )  # fmt: skip
     figure.add_vline(x=returns.npv_usd, line={"color": TOTAL, "width": 2})
     figure.update_layout(barmode="overlay")
-    figure.update_xaxes(title=say("roi.npv_axis"), tickprefix="$", zeroline=True, nticks=5)
+    figure.update_xaxes(title=say("roi.npv_axis"), tickformat="$~s", zeroline=True, nticks=5)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return plain_layout(figure, 150 + 40 * len(swings))
 

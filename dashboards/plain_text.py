@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from planner.explain import usd
 from planner.plan_record import Estimate
 
 NONE: Final = "–"
@@ -28,11 +27,6 @@ def rounded(value: float | None, unit: str = "") -> str:
         return NONE
     text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{text} {unit}".rstrip()
-
-
-def short_usd(value_usd: float) -> str:
-    """``$71,540``, and from a million ``$1.01 M``: a metric has room for few letters."""
-    return usd(value_usd) if abs(value_usd) < 1e6 else f"{'−' if value_usd < 0 else ''}${abs(value_usd) / 1e6:,.2f} M"
 
 
 def rounded_seconds(estimate: Estimate) -> str:

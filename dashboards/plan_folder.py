@@ -31,7 +31,7 @@ def plan_folder(plan: Plan) -> Path:
         for name in RECORDS:
             if name in plan.files:
                 (folder / name).write_bytes(plan.files[name])
-        texts = {
+        texts: dict[str, str] = {
             name: plan.files[name].decode("utf-8") for name in ("allocation.json", "plan.json") if name in plan.files
         }
         # uploaded files are named relative to the session that asks

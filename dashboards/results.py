@@ -45,15 +45,23 @@ def draw(plan: Plan) -> None:
     draw_csv(_plain(table), "topologies.csv")
     if charts.drawn_rows(record):
         st.caption(say("plan.side_by_side.note", n=record.n_replications, confidence=f"{100 * record.confidence:g}"))
-    for row in record.topologies:
-        if row.verdict != "meets_slo":
-            st.text(f"{row.topology}: {row.why}")
+    for why, names in reasons(record).items():
+        st.text(f"{', '.join(names)}: {why}")
     if record.recommended is not None:
         _draw_allocation(record, record.row(record.recommended))
     _draw_sureness(record)
     _draw_grades(record)
     _draw_background(record)
     draw_files(plan.files)
+
+
+def reasons(record: PlanRecord) -> dict[str, list[str]]:
+    """Why topologies do not keep the promise, each reason once, with those that it holds for."""
+    found: dict[str, list[str]] = {}
+    for row in record.topologies:
+        if row.verdict != "meets_slo":
+            found.setdefault(row.why, []).append(row.topology)
+    return found
 
 
 def _draw_answer(record: PlanRecord, row: TopologyRow) -> None:

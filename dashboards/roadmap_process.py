@@ -36,7 +36,9 @@ def main() -> int:
                 "roadmap", "has nothing to start from", "a plan with its records, and a fleet that runs today", "Give today's fleet above"
             )  # fmt: skip
         today = next(row.topology for row in found.plan.topologies if row.topology == found.returns.today_topology)
-        phases = make_roadmap(found.evidence, today, found.returns.today_gpus, lambda text: say("progress", text))
+        phases = make_roadmap(
+            found.evidence, today, found.returns.today_gpus, lambda text: say("progress", text), pays=found.returns.pays
+        )
         plain = [phase.model_dump(mode="json") for phase in phases]
         write_texts(
             make_folder(arguments.out), {"roadmap.json": json.dumps(plain, ensure_ascii=False, allow_nan=False)}

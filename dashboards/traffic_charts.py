@@ -71,7 +71,8 @@ def per_request(found: Description) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(title=say("traffic.number"), type="category", categoryorder="category ascending")
     figure.update_yaxes(title=say("traffic.share_of_requests"), rangemode="tozero", ticksuffix=" %")
-    figure.update_layout(barmode="group")
+    # a phone has no room for all figures; they are in the words
+    figure.update_layout(barmode="group", uniformtext={"mode": "hide", "minsize": 9})
     return plain_layout(figure, 320)
 
 

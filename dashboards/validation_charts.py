@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from dashboards.elements import plain_layout
 from dashboards.words import say
+from planner.validation.bounds import GAP_MAX
 
 LOOKS: Final = {"p50": ("#0072B2", "", "circle"), "p95": ("#E69F00", "/", "square"), "p99": ("#009E73", "x", "diamond")}
 """Quantile to colour, pattern of its bar, symbol of its point."""
@@ -35,21 +36,27 @@ class QuantileGap:
 
 
 def gaps_of(found: Mapping[str, Any]) -> list[QuantileGap]:
-    """Every drawn quantile of every run of a validation report that has both numbers."""
+    """Every drawn quantile of every run of a validation report, whole or short, that has both numbers."""
     gaps = []
     for run in found.get("runs", ()):
-        checks = {str(check["name"]): check for check in run.get("checks", ())}
         for quantile in LOOKS:
             gap = run.get("latency_s", {}).get(quantile, {})
             if gap.get("measured") and gap.get("simulated") is not None and gap.get("gap_ratio") is not None:
-                check = checks.get(f"latency {quantile}", {})
+                allowed = _allowed(str(run.get("band", "")), quantile, gap.get("floor_ratio"))
+                holds = None if allowed is None else abs(gap["gap_ratio"]) <= allowed
                 gaps.append(
                     QuantileGap(
                         str(run["name"]), quantile, gap["measured"], gap["simulated"], gap["gap_ratio"], gap.get("gap_low"), gap.get("gap_high"),
-                        gap.get("floor_ratio"), check.get("allowed"), check.get("holds"),
+                        gap.get("floor_ratio"), allowed, holds,
                     )
                 )  # fmt: skip
     return gaps
+
+
+def _allowed(band: str, quantile: str, floor_ratio: float | None) -> float | None:
+    """The bound of this load, or the engine's gap to itself where that is larger; None where the load sets no bound."""
+    bound = {str(name): limits for name, limits in GAP_MAX.items()}.get(band, {}).get(quantile)
+    return None if bound is None else max(bound, abs(floor_ratio or 0.0))
 
 
 def short_names(runs: Sequence[str]) -> dict[str, str]:

@@ -35,7 +35,7 @@ def draw_validation(found: Mapping[str, Any] | None, profile_id: str) -> None:
     if found is None or not gaps:
         st.warning(say("accuracy.not_validated"), icon=":material/pending:")
         return
-    validated = str(found.get("profile", {}).get("profile_id", ""))
+    validated = str(found.get("profile_id") or found.get("profile", {}).get("profile_id", ""))
     if validated != profile_id:
         st.warning(escaped(say("accuracy.validation.other", validated=validated, own=profile_id)), icon=":material/history:")  # fmt: skip
     runs = found["runs"]

@@ -36,7 +36,8 @@ def frontier(found: Sequence[Outcome], curve: Sequence[Outcome], candidate: Outc
                 hovertemplate="%{text}<br>p95 %{x:.2f} s<br>$%{y:,.0f}<extra></extra>",
             )
         )  # fmt: skip
-    for one in found[:-1]:
+    # the candidate's topology last, so that none that costs and takes the same hides it inside the ring
+    for one in sorted(found[:-1], key=lambda one: one.topology == candidate.topology):
         if is_near(one, terms):
             figure.add_trace(
                 go.Scatter(

@@ -23,6 +23,7 @@ from engine.registry.audit_check import check_log
 from engine.registry.catalogue_table import is_current, table_row, table_text
 from engine.registry.labels import label_problems, look_alike, shown, text_problems, visible
 from engine.registry.resolve import usable
+from engine.registry.safetensors_header import AddOnRefusedError
 from engine.registry.signatures import read_private_key, read_trusted_keys, unsigned
 from engine.registry.signatures import sign as sign_entry
 from engine.registry.store import StoreError, make_store
@@ -59,6 +60,7 @@ Who = Annotated[str, typer.Option("--who", help="Who does it, for the log; the u
 Title = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="A version of the catalogue.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON on stdout.")]
 CATALOGUE = Path("catalogue.json")
+PROBLEMS_SHOWN = 5
 
 
 @app.callback()
@@ -97,6 +99,8 @@ def add(
         entry = admit(make_store(store, token_file=store_token_file), file, kind.value, architecture, label)
     except StoreError as error:
         raise _store_problem(file, error) from None
+    except AddOnRefusedError as error:
+        raise _shortened(file, error, architecture) from None
 
     def enter(now: Catalogue) -> Catalogue:
         _refuse_look_alike(now, name, allow_similar)  # another writer may have entered it since
@@ -256,6 +260,18 @@ def audit(
     for n in report.void_lines:
         typer.echo(f"line {n} is void: it did not take effect")
     typer.echo(f"head {report.head.sha256}")
+
+
+def _shortened(file: str, error: AddOnRefusedError, architecture: str) -> InputError:
+    """The first problems only where a file fits nowhere: hundreds of lines would say the same."""
+    if len(error.problems) <= PROBLEMS_SHOWN:
+        return error
+    n_more = len(error.problems) - PROBLEMS_SHOWN
+    more = Problem(
+        file, f"has {n_more} more problems", f"an add-on for {architecture}",
+        "If it is for another network, say so with --architecture",
+    )  # fmt: skip
+    return InputError([*error.problems[:PROBLEMS_SHOWN], more])
 
 
 def _is_without_files(entry: CatalogueEntry) -> bool:

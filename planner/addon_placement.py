@@ -7,7 +7,7 @@ workers. The recommended placement is sized again the same way, so that the diff
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ from planner.service import ServiceTable
 from planner.simulator import mechanisms_in_use
 from planner.statistics import Metrics
 from planner.traffic import build_traffic, busiest_stretch, stream_seed
-from planner.workload import Workload
+from planner.workload import Bools, Workload
 
 STRETCH_REQUESTS_MAX: Final = 12_000
 CONTROLNETS_MAX: Final = 5
@@ -122,29 +122,34 @@ class Trial:
     services: Mapping[Topology, ServiceTable]
     known: Answers = NO_ANSWERS
 
-    def run(self, allocation: Allocation, uses: int | None = None) -> tuple[Metrics, float]:
-        """Metrics, and the median latency of the requests that use a ControlNet (by code); NaN without one."""
+    def run(self, allocation: Allocation, mine: Bools | None = None, whose: str = "nobody") -> tuple[Metrics, float]:
+        """Metrics, and the median latency of the requests ``mine``, which ``whose`` names for the store; NaN without one."""
         return self.known.get(
-            f"placed, of {len(self.workload)} requests those with {uses}",
+            f"placed, of {len(self.workload)} requests those of {whose}",
             allocation,
-            lambda: self._run(allocation, uses),
+            lambda: self._run(allocation, mine),
             lambda found: {"metrics": found[0].to_plain(), "with_it_s": found[1]},
             lambda plain: (metrics_of(plain["metrics"]), plain["with_it_s"]),
         )
 
-    def _run(self, allocation: Allocation, uses: int | None) -> tuple[Metrics, float]:
+    def _run(self, allocation: Allocation, mine: Bools | None) -> tuple[Metrics, float]:
         services = {pool.name: self.services[pool.topology] for pool in allocation.pools_of("base")}
         run = simulate_fast(self.prepared, allocation, services, self.inputs.sizes, self.inputs.facts)
         columns = columns_of(run)
         warmup_s = warmup_of(self.scenario, self.workload)
         metrics = summarise_fast(run, self.scenario.slo.latency_s, warmup_s=warmup_s, columns=columns)
-        if uses is None:
+        if mine is None:
             return metrics, math.nan
-        rows = np.repeat(np.arange(len(self.workload)), self.workload.n_controlnets)
-        mine = np.zeros(len(self.workload), dtype=np.bool_)
-        mine[rows[self.workload.controlnet_uses == uses]] = True
         latency_s = columns.latency_s[mine & columns.is_done & (columns.arrival_s >= warmup_s)]
         return metrics, float(np.median(latency_s)) if len(latency_s) else math.nan
+
+    def users_of(self, controlnet: str) -> Bools:
+        """The requests that use a ControlNet."""
+        code = self.workload.controlnet_names.index(controlnet)
+        rows = np.repeat(np.arange(len(self.workload)), self.workload.n_controlnets)
+        mine = np.zeros(len(self.workload), dtype=np.bool_)
+        mine[rows[self.workload.controlnet_uses == code]] = True
+        return mine
 
 
 def busiest_controlnets(scenario: Scenario, folder: Path, shape: Shape | None) -> list[str]:
@@ -161,13 +166,14 @@ def busiest_controlnets(scenario: Scenario, folder: Path, shape: Shape | None) -
     }
     if not often:
         return []
-    trial = _trial(scenario, folder)
+    trial = trial_of(scenario, folder)
     return [name for name in controlnet_loads(trial.workload, trial.services["decoupled"]) if name in often][
         :CONTROLNETS_MAX
     ]
 
 
-def _trial(scenario: Scenario, folder: Path, known: Answers = NO_ANSWERS) -> Trial:
+def trial_of(scenario: Scenario, folder: Path, known: Answers = NO_ANSWERS) -> Trial:
+    """The requests that arrive in the shortest time, laid out with the fitted profile."""
     inputs = load_inputs(scenario, folder)
     workload = busiest_stretch(build_traffic(scenario, folder).workload, STRETCH_REQUESTS_MAX)
     seed = stream_seed(scenario.simulation.seed, "search noise")
@@ -176,6 +182,13 @@ def _trial(scenario: Scenario, folder: Path, known: Answers = NO_ANSWERS) -> Tri
         for topology in TOPOLOGIES
     }
     return Trial(scenario, inputs, workload, prepare(workload, list(services.values())), services, known)
+
+
+def words_of_stretch(n_requests: int) -> str:
+    """Which of so many requests placements are simulated on."""
+    n_tried = min(n_requests, STRETCH_REQUESTS_MAX)
+    where = "all requests" if n_tried == n_requests else f"the busiest {n_tried} requests in a row"
+    return f"{where}, one run each with the fitted profile; the recommended placement sized again on the same"
 
 
 def place_otherwise(
@@ -191,16 +204,20 @@ def place_otherwise(
     One simulation each with the fitted profile and the same noise; mechanisms beyond the static model are not in it.
     """
     with answers_about(store, scenario, folder, None) as known:
-        return _place_otherwise(_trial(scenario, folder, known), shape, name, price_usd_per_gpu_hour)
+        return _place_otherwise(trial_of(scenario, folder, known), shape, name, price_usd_per_gpu_hour)
 
 
 def _place_otherwise(trial: Trial, shape: Shape, name: str, price_usd_per_gpu_hour: float) -> tuple[PlacedRow, ...]:
     loads = controlnet_loads(trial.workload, trial.services["decoupled"])
-    code = trial.workload.controlnet_names.index(name)
+    mine = trial.users_of(name)
     monthly_usd = price_usd_per_gpu_hour * trial.scenario.prices.hours_per_month
     rows: list[PlacedRow] = []
     for fleet in fleets_for(name, shape, list(loads)):
-        counts = fewest(trial, fleet, shape, loads)
+
+        def build(counts: Counts, fleet: Fleet = fleet) -> Allocation:
+            return fleet.allocation(counts, shape)
+
+        counts = fewest(trial, build, start_counts(trial, fleet, loads))
         if counts is None:
             rows.append(PlacedRow(
                 placement=fleet.placement, pools={}, n_gpus=None, cost_usd_per_month=None, difference_usd_per_month=None,
@@ -208,7 +225,7 @@ def _place_otherwise(trial: Trial, shape: Shape, name: str, price_usd_per_gpu_ho
             ))  # fmt: skip
             continue
         allocation = fleet.allocation(counts, shape)
-        metrics, with_it_s = trial.run(allocation, code)
+        metrics, with_it_s = trial.run(allocation, mine, f"ControlNet {name}")
         here = rows[0].n_gpus if rows else sum(counts)
         rows.append(PlacedRow(
             placement=fleet.placement, pools={pool.name: pool.n_replicas for pool in allocation.pools}, n_gpus=sum(counts),
@@ -220,8 +237,11 @@ def _place_otherwise(trial: Trial, shape: Shape, name: str, price_usd_per_gpu_ho
     return tuple(rows)
 
 
-def fewest(trial: Trial, fleet: Fleet, shape: Shape, loads: Mapping[str, float]) -> Counts | None:
+def fewest(trial: Trial, build: Callable[[Counts], Allocation], start: Counts) -> Counts | None:
     """The fewest replicas of a fleet: grown from its load until the promise is kept, then shrunk one by one and by exchange.
+
+    Args:
+        build: replicas to the allocation, its pools in the order of the counts.
 
     None if nothing within ``search.gpus_max`` and ``TRIALS_MAX`` simulations keeps it.
     """
@@ -232,15 +252,15 @@ def fewest(trial: Trial, fleet: Fleet, shape: Shape, loads: Mapping[str, float])
         if counts not in seen:
             if len(seen) >= TRIALS_MAX or sum(counts) > scenario.search.gpus_max or min(counts) < 1:
                 return None
-            seen[counts] = trial.run(fleet.allocation(counts, shape))[0]
+            seen[counts] = trial.run(build(counts))[0]
         return seen[counts]
 
     def keeps(counts: Counts) -> bool:
         found = look(counts)
         return found is not None and found.slo_attainment_ratio >= scenario.slo.attainment_ratio
 
-    names = [pool.name for pool in fleet.allocation((1,) * fleet.n_pools, shape).pools]
-    counts = _start(trial, fleet, loads)
+    names = [pool.name for pool in build((1,) * len(start)).pools]
+    counts = start
     while not keeps(counts):
         found = look(counts)
         if found is None:
@@ -261,7 +281,7 @@ def fewest(trial: Trial, fleet: Fleet, shape: Shape, loads: Mapping[str, float])
             step = 1
 
 
-def _start(trial: Trial, fleet: Fleet, loads: Mapping[str, float]) -> Counts:
+def start_counts(trial: Trial, fleet: Fleet, loads: Mapping[str, float]) -> Counts:
     """Each pool at ``START_LOAD`` of the work that goes there."""
     workload = trial.workload
     is_apart = np.zeros(len(workload), dtype=np.bool_)

@@ -9,12 +9,12 @@ from typing import Final, Literal
 import numpy as np
 
 from engine.allocation import Allocation
-from planner.addon_placement import CONTROLNETS_MAX, STRETCH_REQUESTS_MAX
+from planner.addon_placement import CONTROLNETS_MAX, words_of_stretch
 from planner.attribution import NS_PER_S, attribute, by_add_on
 from planner.candidates import Shape
 from planner.decision_record import AddOnRow, AddOnsRecord, PlacedRow, Placement
 from planner.diagnose_question import weights_of
-from planner.explain import usd
+from planner.explain import gpus_words, usd
 from planner.prices import Price
 from planner.replication import Inputs, Run
 from planner.scenario import Scenario
@@ -82,17 +82,13 @@ def add_ons_record(
             miss_ratio=None if math.isnan(miss_ratio) else miss_ratio, placement=placement, why=why,
             here=choices[0] if choices else None, alternatives=choices[1:],
         ))  # fmt: skip
-    n_tried = min(len(workload), STRETCH_REQUESTS_MAX)
-    where = "all requests" if n_tried == len(workload) else f"the busiest {n_tried} requests in a row"
     return AddOnsRecord(
         rows=tuple(rows),
         n_others=n_left,
         n_controlnets_on_demand=int((missed["controlnet"] > MISS_RATIO_MAX).sum()),
         n_loras_on_demand=int((missed["lora"] > MISS_RATIO_MAX).sum()),
         others_cost_usd_per_month=left_usd,
-        simulated_on=f"{where}, one run each with the fitted profile; the recommended placement sized again on the same"
-        if placed
-        else "",
+        simulated_on=words_of_stretch(len(workload)) if placed else "",
     )
 
 
@@ -147,11 +143,11 @@ def _comparison(choices: Sequence[PlacedRow]) -> str:
         cost = (
             "as many GPUs"
             if gap == 0
-            else f"{abs(gap)} GPU{'s' if abs(gap) > 1 else ''} {'more' if gap > 0 else 'less'}"
+            else f"{gpus_words(abs(gap))} {'more' if gap > 0 else 'less'} ({usd(abs(one.difference_usd_per_month or 0.0))} a month)"
         )
         faster = f"its requests {abs(latency_s):.2f} s {'slower' if latency_s > 0 else 'faster'} in the median"
-        parts.append(f"{what} it would take {cost} ({usd(abs(one.difference_usd_per_month or 0.0))} a month), {faster}")
+        parts.append(f"{what} it would take {cost}, {faster}")
     best = min((one.n_gpus for one in others if one.n_gpus is not None), default=here.n_gpus)
     end = "" if best >= here.n_gpus else " That is worth a plan of its own: these sizes are one run each, not repeated."
     text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}, against {here.n_gpus} GPUs as recommended.{end}"
+    return f"{text[:1].upper()}{text[1:]}, against {gpus_words(here.n_gpus)} as recommended.{end}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,8 +45,8 @@ class Pace:
         # a cluster's backend is set around the whole plan; Ray's gives all results at the end
         backend = None if self.backend in ("ray", "dask") else self.backend
         return_as = "list" if self.backend == "ray" else "generator"
-        with _quiet():
-            return _Results(iter(joblib.Parallel(n_jobs=self.jobs, backend=backend, return_as=return_as)(tasks)))
+        _quiet()
+        return _Results(iter(joblib.Parallel(n_jobs=self.jobs, backend=backend, return_as=return_as)(tasks)))
 
 
 class _Results:
@@ -60,23 +59,19 @@ class _Results:
         return self
 
     def __next__(self) -> Any:
-        with _quiet():
-            return next(self._found)
+        return next(self._found)
 
     def __del__(self) -> None:
         if hasattr(self._found, "close"):
-            with _quiet():
-                self._found.close()
+            self._found.close()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # loky replaces a worker whose memory has grown, which large traces do, and tells users about it
-        warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-        # and tells them what else was under way when the first of several processes found their mistake
-        warnings.filterwarnings("ignore", message=".*tasks which were still being processed", category=UserWarning)
-        yield
+def _quiet() -> None:
+    """For good: loky warns from threads of its own, which a context around a call does not reach."""
+    # it replaces a worker whose memory has grown, which large traces do, and tells users about it
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
+    # and tells them what else was under way when the first of several processes found their mistake
+    warnings.filterwarnings("ignore", message=".*tasks which were still being processed", category=UserWarning)
 
 
 @dataclass(slots=True)

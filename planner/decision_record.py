@@ -141,6 +141,45 @@ class AddOnsRecord(Record):
     """Which requests the alternatives were simulated on, in words."""
 
 
+class CheckpointFleetRow(Record):
+    """A fleet in which one checkpoint runs everywhere, or in a base pool of its own: the fewest GPUs that keep the promise."""
+
+    has_own_pool: bool
+    topology: str
+    """Of the pool that serves it."""
+    pools: dict[str, int]
+    n_gpus: int | None
+    """Null: none was found within the limit."""
+    cost_usd_per_month: Number
+    difference_usd_per_month: Number
+    """Against the recommended fleet on the same requests; above 0: dearer."""
+    slo_attainment_ratio: Number
+    latency_p50_s: Number
+    latency_p99_s: Number
+    with_it_p50_s: Number
+    """Median latency of the requests for the checkpoint."""
+
+
+class CheckpointRow(Record):
+    """Where one checkpoint should run."""
+
+    checkpoint_id: str
+    use_ratio: float
+    """Of the requests that the fleets were simulated on."""
+    best: int | None
+    """Place in ``fleets`` of the one with the fewest GPUs; 0 is the recommended one, which wins ties."""
+    why: str
+    fleets: tuple[CheckpointFleetRow, ...]
+
+
+class CheckpointsRecord(Record):
+    """Whether a checkpoint should have base replicas of its own, and of which topology, tried one by one."""
+
+    sentence: str
+    rows: tuple[CheckpointRow, ...]
+    simulated_on: str
+
+
 class SettingRow(Record):
     """One setting with another value, everything else as planned."""
 

@@ -54,7 +54,7 @@ def roi(
     phases: tuple[PhaseRow, ...] = ()
     if roadmap and found.evidence is not None and found.returns is not None:
         today = next(r.topology for r in found.plan.topologies if r.topology == found.returns.today_topology)
-        phases = make_roadmap(found.evidence, today, found.returns.today_gpus, _say)
+        phases = make_roadmap(found.evidence, today, found.returns.today_gpus, _say, pays=found.returns.pays)
     elif roadmap:
         _say("No roadmap: it needs the plan's whole folder and a fleet to start from (assumptions: today).")
     written = write_texts(folder, {"roi.json": to_json(found, phases), "roi.md": markdown(found, phases)})

@@ -12,7 +12,13 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from engine.allocation import Topology
-from planner.decision_record import AddOnsRecord, AutoscalingRecord, PurchasingRecord, SettingsRecord
+from planner.decision_record import (
+    AddOnsRecord,
+    AutoscalingRecord,
+    CheckpointsRecord,
+    PurchasingRecord,
+    SettingsRecord,
+)
 from planner.record_types import Estimate as Estimate
 from planner.record_types import Number as Number
 from planner.record_types import Record as _Record
@@ -275,6 +281,8 @@ class PlanRecord(_Record):
     """Likewise; None also where the traffic has no add-ons."""
     settings: SettingsRecord | None = None
     """Likewise: other caches, links, batches and GPU kinds, one at a time."""
+    checkpoints: CheckpointsRecord | None = None
+    """Likewise; None also where there is one checkpoint, or one GPU."""
     purchasing: PurchasingRecord | None = None
     """Likewise: on demand, reserved and spot."""
     roadmap: tuple[PhaseRow, ...] = ()
@@ -293,8 +301,9 @@ def to_json(plan: PlanRecord) -> str:
     plain = plan.model_dump(mode="json")
     if not plan.roadmap:  # so that plans without one keep their bytes
         del plain["roadmap"]
-    if plan.purchasing is None:
-        del plain["purchasing"]
+    for name in ("checkpoints", "purchasing"):
+        if plain[name] is None:
+            del plain[name]
     return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

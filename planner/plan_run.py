@@ -12,12 +12,20 @@ import joblib
 from engine.allocation import Allocation, Topology
 from engine.policies.autoscale_settings import Autoscale
 from planner import __version__
-from planner.addon_placement import busiest_controlnets, place_otherwise
+from planner.addon_placement import busiest_controlnets, place_otherwise, words_of_stretch
 from planner.addon_rows import add_ons_record
 from planner.agreement import RELATIVE_MAX, Agreement, check_allocation, check_run
 from planner.autoscaled import candidates_of, decide, screen_tasks, why_not
+from planner.checkpoint_placement import busiest_checkpoints, checkpoints_record, place_checkpoint
 from planner.confirmation import Contender, Pace, Progress, confirm_all, searched, start_search
-from planner.decision_record import AddOnsRecord, AutoscalingRecord, PlacedRow, PurchasingRecord, SettingsRecord
+from planner.decision_record import (
+    AddOnsRecord,
+    AutoscalingRecord,
+    CheckpointsRecord,
+    PlacedRow,
+    PurchasingRecord,
+    SettingsRecord,
+)
 from planner.evaluation import repetition_bench
 from planner.evidence import alternative_rows, selection_record, topology_row, traffic_record
 from planner.explain import limited_by, note_lines, plan_sentence, runner_up_sentence
@@ -110,6 +118,7 @@ def make_plan(
     assert counts is not None  # noqa: S101
     others = variations_of(scenario, folder, topology, traffic.workload)
     names = busiest_controlnets(scenario, folder, chosen.search.shape)
+    checkpoints = busiest_checkpoints(scenario, folder, shape, allocation.n_gpus)
     aside = _start_aside(
         scenario,
         folder,
@@ -119,14 +128,23 @@ def make_plan(
         names,
         price,
         pace,
-        variation_tasks(others, folder, topology, shape, counts, pace.store),
+        [
+            *variation_tasks(others, folder, topology, shape, counts, pace.store),
+            *(
+                joblib.delayed(place_checkpoint)(
+                    scenario, folder, shape, name, price.price_usd_per_gpu_hour, pace.store
+                )
+                for name in checkpoints
+            ),
+        ],
     )
     run = _first_run(scenario, folder, inputs, chosen)
     winner_check = check_run(repetition_bench(scenario, folder, topology, 0), allocation, run)
     runner_up_check, flips, *rest = aside
     flips = check_nearest(scenario, folder, flips, topology, len(traffic.workload), pace)
     placed, rest = dict(zip(names, rest, strict=False)), rest[len(names) :]
-    screened, varied = rest[: len(settings)], rest[len(settings) :]
+    screened, rest = rest[: len(settings)], rest[len(settings) :]
+    varied, split = rest[: len(others)], rest[len(others) :]
     add_ons = _add_ons(scenario, folder, inputs, chosen, run, price, placed)
     autoscaling = decide(
         scenario, folder, topology, allocation, price.price_usd_per_gpu_hour, list(zip(settings, screened, strict=True)),
@@ -143,6 +161,7 @@ def make_plan(
         ),
         flips=flips,
         autoscaling=autoscaling, add_ons=add_ons, purchasing=purchasing_record(scenario, folder, price, allocation, autoscaling),
+        checkpoints=checkpoints_record(split, words_of_stretch(len(traffic.workload))),
         settings=settings_record(scenario, folder, others, varied, price, len(traffic.workload)),
     )  # fmt: skip
     return PlanResult(record, chosen.allocation, run, price)
@@ -166,6 +185,7 @@ def _record(
     add_ons: AddOnsRecord | None = None,
     settings: SettingsRecord | None = None,
     purchasing: PurchasingRecord | None = None,
+    checkpoints: CheckpointsRecord | None = None,
 ) -> PlanRecord:
     waterfall = _waterfall(rows, winner) if winner is not None else None
     return PlanRecord(
@@ -192,6 +212,7 @@ def _record(
         add_ons=add_ons,
         settings=settings,
         purchasing=purchasing,
+        checkpoints=checkpoints,
     )
 
 

@@ -85,7 +85,7 @@ def purchasing_record(
     best = min(able, key=lambda place: (rows[place].cost_usd_per_month, place), default=None)
     ratio = reserved / on_demand if reserved is not None and on_demand is not None else None
     return PurchasingRecord(
-        sentence=_sentence(rows, best, ratio, scenario, price),
+        sentence=_sentence(rows, best, ratio, prices, price.gpu_kind),
         prices=prices,
         break_even_ratio=ratio,
         rows=tuple(rows),
@@ -130,7 +130,11 @@ def _n_on_spot(scenario: Scenario, allocation: Allocation) -> int:
 
 
 def _sentence(
-    rows: Sequence[PurchaseRow], best: int | None, ratio: float | None, scenario: Scenario, price: Price
+    rows: Sequence[PurchaseRow],
+    best: int | None,
+    ratio: float | None,
+    prices: Sequence[PurchasePrice],
+    gpu_kind: str,
 ) -> str:
     said = []
     if best is not None:
@@ -148,9 +152,12 @@ def _sentence(
     if ratio is not None:
         said.append(f"A GPU held for more than {ratio:.0%} of the time is cheaper reserved.")
     else:
+        missing = " and no ".join(
+            WORDS[one.purchase] for one in prices if one.price_usd_per_gpu_hour is None and one.purchase != "spot"
+        )
         said.append(
-            f"What reserving saves is not known: the price table has no reserved and on-demand prices of {price.gpu_kind}; a table of "
-            "your own (prices.table) may have them."
+            f"What reserving saves is not known: the price table has no {missing} price of {gpu_kind}; give one in a table of your own "
+            "(prices.table)."
         )
     spot = next((row for row in rows if row.n_spot and not row.is_simulated), None)
     if spot is not None:

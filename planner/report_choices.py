@@ -1,17 +1,42 @@
-"""What else could be chosen, in a report: how to buy the GPUs, and settings and GPU kinds other than the scenario's."""
+"""What else could be chosen, in a report: replicas for one checkpoint, how to buy the GPUs, other settings and GPU kinds."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from planner.decision_record import PurchaseRow, PurchasingRecord, SettingsRecord
+from planner.decision_record import CheckpointsRecord, PurchaseRow, PurchasingRecord, SettingsRecord
 from planner.explain import usd
 from planner.report_blocks import Block, Grid, Heading, Paragraph
 
+CHECKPOINTS_HEADER: Final = ("checkpoint", "of the requests", "GPUs as recommended", "of its own", "why")
 PURCHASING_HEADER: Final = ("fleet", "on demand", "reserved", "spot", "$/month", "against the plan", "simulated")
 SETTINGS_HEADER: Final = (
     "setting", "value", "GPUs", "$/month", "against the scenario", "in time at the same size", "promised share within",
 )  # fmt: skip
+
+
+def checkpoint_blocks(found: CheckpointsRecord | None) -> list[Block]:
+    """The most used checkpoints, with what base replicas of their own would take; nothing for a plan that does not say."""
+    if found is None:
+        return []
+
+    def sizes(counts: list[int | None]) -> str:
+        return ", ".join("not found" if count is None else str(count) for count in counts)
+
+    rows = tuple(
+        (
+            row.checkpoint_id,
+            f"{row.use_ratio:.1%}",
+            sizes([fleet.n_gpus for fleet in row.fleets if not fleet.has_own_pool]),
+            sizes([fleet.n_gpus for fleet in row.fleets if fleet.has_own_pool]),
+            row.why,
+        )
+        for row in found.rows
+    )
+    return [
+        Heading("Replicas for one checkpoint"), Paragraph(found.sentence), Grid(CHECKPOINTS_HEADER, rows),
+        Paragraph(f"Simulated on {found.simulated_on}.", "muted"),
+    ]  # fmt: skip
 
 
 def purchasing_blocks(found: PurchasingRecord | None) -> list[Block]:

@@ -18,7 +18,7 @@ from planner.report_charts import (
     racks,
     saving_bars,
 )
-from planner.report_choices import purchasing_blocks, settings_blocks
+from planner.report_choices import checkpoint_blocks, purchasing_blocks, settings_blocks
 from planner.report_decisions import add_on_blocks, autoscaling_blocks
 from planner.report_playbook import playbook
 from planner.report_risks import headroom_words, risks
@@ -172,7 +172,11 @@ def why(plan: PlanRecord) -> Section | None:
     if headroom:
         blocks.append(Paragraph(headroom))
     blocks += [*autoscaling_blocks(plan.autoscaling, row), *add_on_blocks(plan.add_ons)]
-    blocks += [*purchasing_blocks(plan.purchasing), *settings_blocks(plan.settings)]
+    blocks += [
+        *checkpoint_blocks(plan.checkpoints),
+        *purchasing_blocks(plan.purchasing),
+        *settings_blocks(plan.settings),
+    ]
     return Section("Why", tuple(blocks))
 
 

@@ -29,9 +29,19 @@ _NONE: Final = Estimate(mean=None, low=None, high=None)
 
 
 def make_roadmap(
-    evidence: Evidence, today_topology: Topology, today_gpus: int, progress: Progress = lambda text: None
+    evidence: Evidence,
+    today_topology: Topology,
+    today_gpus: int,
+    progress: Progress = lambda text: None,
+    *,
+    pays: bool = True,
 ) -> tuple[PhaseRow, ...]:
-    """Sizes and simulates each phase; the result depends on the plan's inputs and today's fleet only."""
+    """Sizes and simulates each phase; the result depends on the plan's inputs, today's fleet and ``pays`` only.
+
+    Args:
+        pays: whether the whole change is more likely to pay than not (``planner.money.roi.Returns.pays``). If not, it is worthwhile only
+            where today's fleet breaks the promise.
+    """
     plan = evidence.plan
     assert plan.recommended is not None  # noqa: S101 - there is no evidence without a recommendation
     per_gpu = plan.ids.price_usd_per_gpu_hour * plan.ids.hours_per_month
@@ -47,7 +57,7 @@ def make_roadmap(
     else:
         progress("phase 2: sizing a fleet for the add-ons that pay most")
         second = _carve_out(evidence, today, small, before, first, per_gpu)
-    third = _whole(evidence, first, before, per_gpu)
+    third = _whole(evidence, first, before, pays=pays)
     progress("phase 4: autoscaling")
     return first, second, third, _autoscale(evidence, today_topology, third)
 
@@ -146,7 +156,7 @@ def _keeps(phase: PhaseRow, plan: PlanRecord) -> bool:
     return (phase.slo_attainment_ratio.mean or 0.0) >= plan.slo_attainment_ratio
 
 
-def _whole(evidence: Evidence, first: PhaseRow, before: Sequence[Seen], per_gpu: float) -> PhaseRow:
+def _whole(evidence: Evidence, first: PhaseRow, before: Sequence[Seen], *, pays: bool) -> PhaseRow:
     plan = evidence.plan
     assert plan.recommended is not None  # noqa: S101 - as above
     row = plan.row(plan.recommended)
@@ -156,7 +166,7 @@ def _whole(evidence: Evidence, first: PhaseRow, before: Sequence[Seen], per_gpu:
     saves = allocation.n_gpus < first.n_gpus_today
     faster = (row.latency_p95_s.mean or 0.0) < (first.latency_p95_s.mean or math.inf) * (1 - NO_DIFFERENCE)
     broken = not _keeps(first, plan)
-    worthwhile = saves or broken
+    worthwhile = (saves and pays) or broken
     what = f"Serve everything by {plan.recommended} on {gpus_words(allocation.n_gpus)}."
     if not worthwhile:
         why = (
@@ -165,7 +175,8 @@ def _whole(evidence: Evidence, first: PhaseRow, before: Sequence[Seen], per_gpu:
             else f"{gpus_words(allocation.n_gpus)}, today's fleet has {first.n_gpus_today}"
         )
         felt = " It is faster; whether that is worth the effort, only a value curve can say." if faster else ""
-        what = f"Serving everything by {plan.recommended} takes {why}: no money is saved.{felt}"
+        saved = "no money is saved" if not saves else "what that saves does not pay for the change within the horizon"
+        what = f"Serving everything by {plan.recommended} takes {why}: {saved}.{felt}"
     return PhaseRow(
         number=3, name="parallelise and tune", is_worthwhile=worthwhile, what=what, topology=plan.recommended,
         allocation=plan.allocation, n_gpus_new=allocation.n_gpus, n_gpus_today=0,

@@ -53,9 +53,9 @@ def decision(roi: Roi) -> Decision:
     if roi.returns is None:
         return _without_saving(roi, row)
     returns = roi.returns
-    if returns.spread.saving_p95_usd_per_month <= 0 or returns.spread.probability_npv_positive < 0.5:
+    if not returns.pays:
         return _stay(plan, row, returns)
-    return _change(plan, row, returns, is_counted=roi.assumptions.today.n_gpus is not None)
+    return _change(roi, row, returns)
 
 
 def _promise(plan: PlanRecord) -> tuple[str, str]:
@@ -97,9 +97,8 @@ def _gpus(n: int) -> str:
     return f"{n} GPU{'' if n == 1 else 's'}"
 
 
-def _change(plan: PlanRecord, row: TopologyRow, returns: Returns, *, is_counted: bool) -> Decision:
-    """``is_counted``: today's fleet was stated by its owner; else it is the fewest GPUs that would do."""
-    spread = returns.spread
+def _change(roi: Roi, row: TopologyRow, returns: Returns) -> Decision:
+    plan, spread = roi.plan, returns.spread
     saving = _usd(returns.saving_usd_per_month, is_gain=True)
     low, high = (
         _usd(spread.saving_p05_usd_per_month, is_gain=True),
@@ -111,7 +110,7 @@ def _change(plan: PlanRecord, row: TopologyRow, returns: Returns, *, is_counted:
     kept_en, kept_ja = _kept(plan, row)
     basis_en, basis_ja = _basis(plan, row)
     from_gpus, to_gpus, old = returns.today_gpus, row.n_gpus or 0, returns.today_topology
-    if is_counted:
+    if roi.assumptions.today.n_gpus is not None:  # stated by its owner; else it is the fewest GPUs that would do
         start_en = f"Moving from {_gpus(from_gpus)} of {old} to"
         start_ja = f"{old}のGPU {from_gpus}台から{row.topology}のGPU {to_gpus}台へ移行すると"
     else:
@@ -122,16 +121,32 @@ def _change(plan: PlanRecord, row: TopologyRow, returns: Returns, *, is_counted:
     else:
         months = math.ceil(10 * returns.payback_months) / 10
         back_en, back_ja = f"is back after about {months:g} months", f"は約{months:g}か月で回収できます"
+    part_en, part_ja = _of_it_by_compiling(roi, row, returns)
     doubt_en = doubt_ja = ""
     if spread.saving_p05_usd_per_month <= 0:
         doubt_en, doubt_ja = " A saving is likely, not certain.", "節約は見込まれますが、確実ではありません。"
     return Decision(
         f"{start_en} {_gpus(to_gpus)} of {row.topology} should save about {saving} "
         f"a month (90 % of the draws: {low} to {high}) and keep {promise_en} ({kept_en}); the one-time cost of about {once} "
-        f"{back_en}, and {chance_en} of the draws have a positive net present value.{doubt_en} {basis_en}",
+        f"{back_en}, and {chance_en} of the draws have a positive net present value.{part_en}{doubt_en} {basis_en}",
         f"{start_ja}、月額約{saving}の節約が見込まれ"
         f"（試行の90%で{low}〜{high}）、{promise_ja}に処理する目標を満たします（{kept_ja}）。一時費用の約{once}{back_ja}。"
-        f"試行の{chance_ja}で正味現在価値が正になります。{doubt_ja}{basis_ja}",
+        f"試行の{chance_ja}で正味現在価値が正になります。{part_ja}{doubt_ja}{basis_ja}",
+    )
+
+
+def _of_it_by_compiling(roi: Roi, row: TopologyRow, returns: Returns) -> tuple[str, str]:
+    """What the stock pipeline would save by being compiled, so that it is not taken for this engine's gain."""
+    tuned = next((item for item in roi.waterfall if item.topology == "diffusers_tuned"), None)
+    if returns.today_topology != "diffusers" or row.topology.startswith("diffusers") or tuned is None:
+        return "", ""
+    part = min(returns.saving_usd_per_month, returns.today_cost.total_usd - tuned.cost.total_usd)
+    if part <= 0:
+        return "", ""
+    shown = _usd(part, is_gain=False)
+    return (
+        f" Compiling Diffusers alone would give about {shown} of that saving.",
+        f"この節約のうち約{shown}はDiffusersのコンパイルだけで得られます。",
     )
 
 

@@ -6,6 +6,7 @@ YAML 1.2 (``yes`` is a text); duplicate keys, tags, several documents and files 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ FILE_BYTES_MAX: Final = 2**20
 NODES_MAX: Final = 20_000
 """Aliases can make a small file expand without bound; a scenario has a few hundred nodes."""
 DEPTH_MAX: Final = 12
+FLOW_DEPTH_MAX: Final = 100
+"""Looked at before parsing: the parser takes seconds over a thousand open brackets."""
 Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[str | int, ...]
 
@@ -96,6 +99,8 @@ def read_strict(path: Path, model: type[Model]) -> Model:
 
 def parse_strict(text: str, model: type[Model], name: str) -> Model:
     """As :func:`read_strict`, on text; ``name`` stands for the file in the problems."""
+    if _flow_depth(text) > FLOW_DEPTH_MAX:
+        raise one_problem(name, "is nested too deep", f"at most {DEPTH_MAX} levels")
     try:
         tree = YAML(typ="rt", pure=True).load(text)
     except DuplicateKeyError as error:
@@ -126,6 +131,15 @@ def parse_strict(text: str, model: type[Model], name: str) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         raise InputError(_problems(error, model, name, plain)) from None
+
+
+def _flow_depth(text: str) -> int:
+    """Brackets that are open at once, those in quotes included."""
+    depth = deepest = 0
+    for found in re.finditer(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if found[0] in "[{" else -1))
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _problems(error: ValidationError, model: type[BaseModel], name: str, plain: _Plain) -> list[Problem]:

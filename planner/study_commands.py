@@ -114,7 +114,7 @@ def sweep(
     from rich.table import Table
 
     from planner.scenario import load_scenario
-    from planner.sweep import parse_range, points_of, rows_of
+    from planner.sweep import parse_range, points_of, replay_command, rows_of
     from planner.sweep import sweep as run
 
     asked, folder = load_scenario(scenario)
@@ -144,6 +144,7 @@ def sweep(
         _console().print(table)
     faults = [row for row in rows if row["fault"]]
     for row in faults:
-        _say(f"{row['topology']} {'+'.join(map(str, row['counts']))} could not be simulated:\n{row['fault']}")
+        name = f"{row['topology']} {'+'.join(map(str, row['counts']))}"
+        _say(f"{name} could not be simulated:\n{row['fault']}\nTo replay it: {replay_command(scenario, store, row)}")
     if faults:
         raise typer.Exit(1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,19 @@ def _one(scenario: Scenario, folder: Path, point: Point, store: Path, keep_logs:
             n_reused += was_there
             runs.append(found)
     return PointResult(point, tuple(runs), n_reused)
+
+
+def replay_command(scenario: str, store: Path, row: Mapping[str, Any]) -> str:
+    """The command that simulates one point alone, in one process: runs that ended are read, the one that failed is run again.
+
+    Args:
+        scenario: as it was named, a file or ``sample:NAME``.
+        row: one of :func:`rows_of`.
+    """
+    base, *others = (str(count) for count in row["counts"])
+    command = ["diffplan", "sweep", scenario, "--store", str(store), "--topology", row["topology"], "--replicas", base]
+    command += ["--controlnet-replicas", *others] if others else []
+    return shlex.join([*command, "--jobs", "1"])
 
 
 def rows_of(results: Sequence[PointResult], confidence: float) -> list[dict[str, Any]]:

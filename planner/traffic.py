@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from planner.scenario import SAMPLE_PREFIX, Scenario, resolve
+from planner.scenario import Traffic as TrafficSettings
 from planner.workload import Workload, build_workload
 from traces.character import rates
 from traces.problems import InputError, Problem, one_problem
@@ -63,7 +64,10 @@ def stream_seed(seed: int, name: str, index: int = 0) -> int:
 
 def variation_of(scenario: Scenario, trace_duration_s: float) -> Variation:
     """How the repetitions of this scenario's arrivals differ."""
-    traffic = scenario.traffic
+    return _variation(scenario.traffic, trace_duration_s)
+
+
+def _variation(traffic: TrafficSettings, trace_duration_s: float) -> Variation:
     if traffic.scale_factor != 1:
         return "shifted copies"
     if traffic.window is None and traffic.busiest is None and trace_duration_s >= BOOTSTRAP_DAYS_MIN * DAY_S:
@@ -80,12 +84,17 @@ def build_traffic(scenario: Scenario, folder: Path, repetition: int | None = Non
     trace = source_trace(scenario, folder)
     variation = variation_of(scenario, trace.duration_s)
     key = None if variation == "none" else repetition
-    return _build(scenario, str(folder), key)
+    # what else a scenario asks leaves its requests as they are: plans that vary it build them once
+    return _build(scenario.traffic, scenario.simulation.seed, str(folder), key)
 
 
 def source_trace(scenario: Scenario, folder: Path) -> Trace:
     """The trace that the scenario names, as it is on disk (read once a process)."""
-    reference = scenario.traffic.trace
+    return _source(scenario.traffic, folder)
+
+
+def _source(traffic: TrafficSettings, folder: Path) -> Trace:
+    reference = traffic.trace
     return _read(reference if reference.startswith(SAMPLE_PREFIX) else str(resolve(reference, folder)))
 
 
@@ -100,12 +109,11 @@ def _read(reference: str) -> Trace:
 
 
 @functools.lru_cache(maxsize=2)
-def _build(scenario: Scenario, folder: str, repetition: int | None) -> Traffic:
-    trace = source_trace(scenario, Path(folder))
-    traffic = scenario.traffic
+def _build(traffic: TrafficSettings, simulation_seed: int, folder: str, repetition: int | None) -> Traffic:
+    trace = _source(traffic, Path(folder))
     cut = trace
-    if repetition is not None and variation_of(scenario, trace.duration_s) == "resampled days":
-        cut = resample_days(trace, stream_seed(scenario.simulation.seed, "days", repetition))
+    if repetition is not None and _variation(traffic, trace.duration_s) == "resampled days":
+        cut = resample_days(trace, stream_seed(simulation_seed, "days", repetition))
     elif traffic.scale_factor != 1:
         seed = traffic.seed if repetition is None else stream_seed(traffic.seed, "shifts", repetition)
         cut = scale_traffic(trace, traffic.scale_factor, traffic.shift_law, seed)

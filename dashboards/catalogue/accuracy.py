@@ -82,6 +82,7 @@ WORDS = {
         "Right: gap of each held-out image, worst first; 2C 1L: two ControlNets, one LoRA.",
         "右: 検証用の画像ごとの差（大きい順）。2C 1LはControlNet 2個、LoRA 1個。",
     ),
+    "accuracy.images.usual": ("Without a size: {size}.", "大きさの記載がないものは{size}。"),
     "accuracy.no_images": (
         "No whole images were timed beside this profile.",
         "このプロファイルには画像全体の計測がありません。",

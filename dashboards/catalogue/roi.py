@@ -79,13 +79,17 @@ WORDS = {
     "roi.saving": ("Saving a month", "月あたりの節約"),
     "roi.investment": ("One-time cost", "一時費用"),
     "roi.payback": ("Payback (months)", "回収期間（か月）"),
+    "roi.payback.help": (
+        "Within the {months} months counted.",
+        "対象とする{months}か月のうちに回収できるまでの期間です。",
+    ),
     "roi.npv": ("Net present value", "正味現在価値"),
     "roi.chance": ("Draws with a gain", "利益になる試行"),
     "roi.chance.help": (
         "Share of {n} draws of the unsure inputs with a positive net present value.",
         "不確かな入力を{n}回引いたうち、正味現在価値が正になる割合です。",
     ),
-    "roi.months.never": ("not in time", "期間内は不可"),
+    "roi.months.never": ("never", "なし"),
     "roi.range": ("90 % of the draws: {low} to {high}", "試行の90%: {low}〜{high}"),
     "roi.even": ("Pays above × {ratio} of the traffic", "採算が取れるのはトラフィックの×{ratio}以上"),
     "roi.today": ("Today: {n} GPUs of {topology}, {cost} a month", "現状: {topology}のGPU {n}台、月額{cost}"),

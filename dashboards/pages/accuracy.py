@@ -12,7 +12,7 @@ from calibrate.profile import GRADES, LatencyProfile, Law
 from dashboards import accuracy_charts as charts
 from dashboards import link
 from dashboards.elements import GRADE_COLOURS, GRADE_ICONS, draw_chart, draw_empty, draw_table
-from dashboards.evidence import checks_of, report_of
+from dashboards.evidence import checks_of, report_of, usual_size
 from dashboards.here import Here
 from dashboards.plain_text import escaped, rounded
 from dashboards.validation_view import draw_validation
@@ -61,7 +61,8 @@ def _draw_whole_images(name: str) -> None:
         draw_chart(charts.whole_images(checks), words, "whole_images", shows_words=False)
     with right:
         draw_chart(charts.residuals(checks), words, "residuals", shows_words=False)
-    st.caption(say("accuracy.images.short"))
+    usual = usual_size(checks)
+    st.caption(say("accuracy.images.short") + (" " + say("accuracy.images.usual", size=usual) if usual else ""))
     table = pd.DataFrame({
         say("plan.topology"): [check.topology for check in checks],
         say("accuracy.image"): [charts.image_words(check) for check in checks],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -14,7 +13,7 @@ from dashboards.elements import draw_chart, draw_empty, draw_grades, draw_proble
 from dashboards.folder_job import compute_roadmap
 from dashboards.here import Here
 from dashboards.phases import keep_phases, known_phases
-from dashboards.plain_text import escaped, short_usd
+from dashboards.plain_text import escaped
 from dashboards.plan_folder import plan_digest, plan_folder
 from dashboards.plan_job import Plan
 from dashboards.planning import ask_plan, store, with_progress
@@ -80,7 +79,10 @@ def _ground(digest: str, words: str, _plan: Plan) -> Ground:
 
 def _draw_decision(roi: Roi) -> None:
     said = decision(roi)
-    st.success(escaped(said.japanese if language() == "ja" else said.english), icon=":material/gavel:")
+    pays = roi.returns is not None and roi.returns.pays
+    (st.success if pays else st.info)(
+        escaped(said.japanese if language() == "ja" else said.english), icon=":material/gavel:"
+    )
 
 
 def _draw_returns(found: Returns) -> None:
@@ -90,12 +92,14 @@ def _draw_returns(found: Returns) -> None:
         return say("roi.range", low=usd(low), high=usd(high))
 
     columns = st.columns(5)
-    columns[0].metric(say("roi.saving"), escaped(short_usd(found.saving_usd_per_month)), help=escaped(between(spread.saving_p05_usd_per_month, spread.saving_p95_usd_per_month)))  # fmt: skip
-    columns[1].metric(say("roi.investment"), escaped(short_usd(found.investment_usd)))
+    columns[0].metric(say("roi.saving"), escaped(charts.short_usd(found.saving_usd_per_month)), help=escaped(between(spread.saving_p05_usd_per_month, spread.saving_p95_usd_per_month)))  # fmt: skip
+    columns[1].metric(say("roi.investment"), escaped(charts.short_usd(found.investment_usd)))
     months = say("roi.months.never") if found.payback_months is None else f"{found.payback_months:.1f}"
-    columns[2].metric(say("roi.payback"), months)
+    columns[2].metric(say("roi.payback"), months, help=say("roi.payback.help", months=len(found.cumulative_usd) - 1))
     columns[3].metric(
-        say("roi.npv"), escaped(short_usd(found.npv_usd)), help=escaped(between(spread.npv_p05_usd, spread.npv_p95_usd))
+        say("roi.npv"),
+        escaped(charts.short_usd(found.npv_usd)),
+        help=escaped(between(spread.npv_p05_usd, spread.npv_p95_usd)),
     )
     chance = chance_words(spread.probability_npv_positive)[1 if language() == "ja" else 0]
     chance = chance.replace("more than", ">").replace("less than", "<")  # a metric has room for few letters
@@ -168,14 +172,19 @@ def _draw_shares(roi: Roi) -> None:
 
 
 def share_table(rows: Sequence[Share]) -> pd.DataFrame:
-    """The rows of a division and their total; dollars as texts, exact to the cent."""
+    """The rows of a division and their total; dollars as texts, exact to the cent; what no request asks for has no number of requests."""
     total = sum(row.cost_cents for row in rows)
-    cells: list[tuple[str, str, Any, str]] = [
-        (row.kind, charts.share_name(row), row.n_requests, f"{row.cost_cents / 100:.2f}") for row in rows
+    cells = [
+        (
+            row.kind,
+            charts.share_name(row),
+            "" if row.n_requests is None else str(row.n_requests),
+            f"{row.cost_cents / 100:.2f}",
+        )
+        for row in rows
     ]
-    cells.append(("", say("roi.share.total"), None, f"{total / 100:.2f}"))
-    frame = pd.DataFrame(cells, columns=[say("roi.kind"), say("roi.name"), say("roi.requests"), say("roi.usd_month")])
-    return frame.astype({say("roi.requests"): "Int64"})
+    cells.append(("", say("roi.share.total"), "", f"{total / 100:.2f}"))
+    return pd.DataFrame(cells, columns=[say("roi.kind"), say("roi.name"), say("roi.requests"), say("roi.usd_month")])
 
 
 def _draw_roadmap(plan: Plan, roi: Roi, text: str) -> tuple[PhaseRow, ...]:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from calibrate.profile import LatencyProfile
 from dashboards.elements import draw_empty
-from dashboards.evidence import Check, checks_of
+from dashboards.evidence import Check, checks_of, usual_size
 from dashboards.here import Here
 from dashboards.plain_text import NONE, escaped
 from dashboards.words import say
@@ -79,20 +79,17 @@ def _draw_measured(profile: LatencyProfile, name: str) -> None:
     )
     if checks:
         st.table(_whole_images(checks), alt=say("start.images.alt"))
-        st.caption(say("start.images.note"))
+        usual = usual_size(checks)
+        st.caption(say("start.images.note") + (f" {usual}." if usual else ""))
 
 
 def _whole_images(checks: list[Check]) -> pd.DataFrame:
-    """Measured seconds by add-ons and topology, where no LoRA was fused by hand; of several sizes of image the slowest, which is the largest."""
+    """Measured seconds by add-ons and topology, at the usual size, where no LoRA was fused by hand."""
+    usual = usual_size(checks)
     cells: dict[str, dict[str, str]] = {}
-    for check in sorted(checks, key=lambda check: check.measured_s):
-        if not check.variant and check.n_loras <= 1:
+    for check in checks:
+        if not check.variant and check.n_loras <= 1 and check.size == usual:
             row = say("start.image", controlnets=check.n_controlnets, loras=check.n_loras)
             cells.setdefault(escaped(check.topology), {})[row] = f"{check.measured_s:.2f} s"
-    cells = {
-        topology: cells[topology]
-        for topology in dict.fromkeys(escaped(check.topology) for check in checks)
-        if topology in cells
-    }
     frame = pd.DataFrame(cells)
     return frame.reindex(sorted(frame.index)).fillna(NONE)

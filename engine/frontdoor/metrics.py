@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
@@ -30,6 +30,7 @@ class FrontMetrics:
         views: Callable[[], Mapping[str, EngineView]],
         health: Callable[[], Mapping[str, EngineHealth]],
     ) -> None:
+        disable_created_metrics()  # a series beside every counter that nobody reads
         self.registry = CollectorRegistry()
         self._labels: dict[str, dict[str, str]] = {}
         self._requests = Counter(

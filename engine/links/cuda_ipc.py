@@ -1,20 +1,23 @@
 """Tensors between GPUs of one host: the receive buffers lie on the base's GPU and are opened by the other process once.
 
 After that a transfer is one copy in the order of a stream, by NVLink or PCIe between GPUs or within one, and an event that the
-other side's stream waits for. No host waits for a device, and nothing is opened again until a larger shape comes.
+other side's stream waits for; nothing is opened again until a larger shape comes. Who serves several others waits for the event on the
+host instead: the event of a process that was killed may never come, and a stream that waits for it holds up everybody.
 The driver is called directly: torch's own sharing opens memory without mapping it peer to peer, which is ten times slower.
 """
 
 from __future__ import annotations
 
 import ctypes
+import select
+import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 
 from engine.links.protocol import LineLostError
-from engine.links.tensor_line import Pair, Written
+from engine.links.tensor_line import POLL_S, Pair, Written
 
 HANDLE_BYTES: Final = 64
 LAZY_PEER_ACCESS: Final = 1
@@ -92,8 +95,13 @@ class CudaIpcLine:
         driver: Driver,
         mine: torch.cuda.Event,
         theirs: torch.cuda.Event,
+        timeout_s: float,
+        *,
+        waits_on_host: bool,
     ) -> None:
         """Use :func:`open_line`."""
+        self._timeout_s = timeout_s
+        self._waits_on_host = waits_on_host
         self._pair = pair
         self._device = device
         self._driver = driver
@@ -154,7 +162,10 @@ class CudaIpcLine:
         """See :class:`engine.links.tensor_line.TensorLine`."""
         stop = at_bytes + out.numel() * out.element_size()
         stream = torch.cuda.current_stream(self._device)
-        stream.wait_event(self._theirs)
+        if self._waits_on_host:
+            wait_while_peer_lives(self._theirs, self._pair, self._timeout_s)
+        else:
+            stream.wait_event(self._theirs)
         self._driver.copy(out.data_ptr(), self._address(lane, at_bytes, stop), stop - at_bytes, stream)
 
     def settle(self) -> None:
@@ -182,8 +193,16 @@ class CudaIpcLine:
         return self._lanes[lane][0] + start
 
 
-def open_line(pair: Pair, device: torch.device | str, timeout_s: float) -> CudaIpcLine | str:
+def open_line(
+    pair: Pair, device: torch.device | str, timeout_s: float, *, waits_on_host: bool = False
+) -> CudaIpcLine | str:
     """Exchanges one event a direction with the other side, which is inside this too; or says why that cannot be.
+
+    Args:
+        pair: messages to the other side.
+        device: of this process.
+        timeout_s: for every wait.
+        waits_on_host: this process serves others too, and must go on when the other side is killed.
 
     Raises:
         LineLostError: the pair is lost.
@@ -211,4 +230,31 @@ def open_line(pair: Pair, device: torch.device | str, timeout_s: float) -> CudaI
         theirs = torch.cuda.Event.from_ipc_handle(device, bytes.fromhex(str(message["handle"])))
     except (RuntimeError, ValueError) as error:
         return f"the event of {pair.peer} cannot be opened: {error}"
-    return CudaIpcLine(pair, device, driver, mine, theirs)
+    return CudaIpcLine(pair, device, driver, mine, theirs, timeout_s, waits_on_host=waits_on_host)
+
+
+class Event(Protocol):
+    """Of ``torch.cuda.Event`` what is used here."""
+
+    def query(self) -> bool:
+        """Whether the device has reached it."""
+
+
+def wait_while_peer_lives(event: Event, pair: Pair, timeout_s: float) -> None:
+    """Waits on the host for an event that another process records.
+
+    Raises:
+        LineLostError: the process is gone, or the event did not come in time.
+    """
+    until = time.monotonic() + timeout_s
+    poll = select.poll()
+    poll.register(pair.fileno(), select.POLLRDHUP)  # also seen while messages wait to be heard
+    try:
+        while not event.query():
+            if poll.poll(0):
+                raise LineLostError(f"{pair.peer} went before the bytes it had announced were there")
+            if time.monotonic() > until:
+                raise LineLostError(f"the bytes that {pair.peer} announced did not come within {timeout_s:g} s")
+            time.sleep(POLL_S)
+    except RuntimeError as error:
+        raise LineLostError(f"the event of {pair.peer} cannot be asked: {error}") from None

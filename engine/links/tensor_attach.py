@@ -59,8 +59,10 @@ def open_as_controlnets(
     device: torch.device | str,
     dtype: torch.dtype,
     timeout_s: float,
+    *,
+    serves_many: bool = True,
 ) -> TensorLine:
-    """The ControlNet worker's end, on the base's message; answers it."""
+    """The ControlNet worker's end, on the base's message; answers it. ``serves_many``: others go on when this base is gone."""
     mine = about(device, dtype)
     pair.tell({"type": "opened", **mine})
     theirs = {name: str(message.get(name, "")) for name in mine}
@@ -68,7 +70,8 @@ def open_as_controlnets(
         raise LineLostError(f"{pair.peer} computes in {theirs['dtype']}, this worker in {mine['dtype']}")
     wanted = str(message["wanted"])
     chosen = choose(wanted, theirs, mine)
-    return _line(pair, device, chosen, timeout_s, is_base=False, may_fall_back=wanted == "auto")
+    may_fall_back = wanted == "auto"
+    return _line(pair, device, chosen, timeout_s, is_base=False, may_fall_back=may_fall_back, serves_many=serves_many)
 
 
 def choose(wanted: str, base: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -96,10 +99,11 @@ def _line(
     *,
     is_base: bool,
     may_fall_back: bool,
+    serves_many: bool = False,
 ) -> TensorLine:
     line: TensorLine
     if chosen == "cuda_ipc":
-        found = _cuda_ipc(pair, device, timeout_s, is_base=is_base)
+        found = _cuda_ipc(pair, device, timeout_s, is_base=is_base, serves_many=serves_many)
         if isinstance(found, str):
             if not may_fall_back:
                 raise LineLostError(f"cuda_ipc does not work here: {found}")
@@ -117,12 +121,17 @@ def _line(
 
 
 def _cuda_ipc(
-    pair: PairOfBase | PairOfControlNets, device: torch.device | str, timeout_s: float, *, is_base: bool
+    pair: PairOfBase | PairOfControlNets,
+    device: torch.device | str,
+    timeout_s: float,
+    *,
+    is_base: bool,
+    serves_many: bool,
 ) -> TensorLine | str:
     """A line that has carried bytes once; or, on both sides, why it cannot. Raises :class:`LineLostError` if the pair is lost."""
     from engine.links.cuda_ipc import CudaIpcLine, open_line
 
-    line = open_line(pair, device, timeout_s)
+    line = open_line(pair, device, timeout_s, waits_on_host=serves_many)
     trial = torch.arange(TRIAL_BYTES, device=device).to(torch.uint8)
     reason, lanes = (line, {}) if isinstance(line, str) else ("", {})
     if is_base:

@@ -45,7 +45,9 @@ class CfgExchange:
             if rank == 0:
                 self._line: TensorLine = open_as_base(partner, device, dtype, wanted, timeout_s)
             else:
-                self._line = open_as_controlnets(partner, partner.hear(timeout_s), device, dtype, timeout_s)
+                self._line = open_as_controlnets(
+                    partner, partner.hear(timeout_s), device, dtype, timeout_s, serves_many=False
+                )
         except LineLostError as error:
             raise PeerLostError(f"the other rank: {error}") from error
 

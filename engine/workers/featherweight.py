@@ -1,176 +1,42 @@
 """A model that weighs nothing: whole-number arithmetic in place of a network, so that faults can be injected by the thousand.
 
 Everything else is the real engine. An image depends, bit by bit, on everything that a job says and on the step at which its
-LoRAs were patched in; :func:`reference_images` computes it with a plain loop. So an image made of another job's control, of half a
+LoRAs were patched in; :func:`engine.workers.featherweight_arithmetic.reference_images` computes it with a plain loop. So an image made of another job's control, of half a
 patch, of another rank's step or of a stale buffer is told apart. Sums are modulo 2**64: their order does not matter.
 """
 
 from __future__ import annotations
 
-import hashlib
-import struct
 import time
-import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from engine.allocation import ANY
-from engine.links.protocol import LineLostError, PairOfBase, PairOfControlNets
+from engine.links.protocol import LineLostError, PairOfBase
 from engine.serving.job import ControlUse, Job
+from engine.workers.featherweight_arithmetic import (
+    SAMPLE_BYTES,
+    Array,
+    control_number,
+    forward,
+    is_used,
+    lora_content,
+    lora_number,
+    next_latents,
+    noise,
+    number,
+    png,
+    prompt_numbers,
+    residual,
+    weight_of,
+)
 from engine.workers.painter import JobError, LoadedLora, PeerLostError
 from engine.workers.setup import Progress, RefusedError, WorkerSetup
-
-N_VALUES: Final = 64
-"""Numbers of one image's latents."""
-SAMPLE_BYTES: Final = 8 * N_VALUES
-IMAGE_STARTS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
-MASK: Final = 2**64 - 1
-LORA_MAGIC: Final = b"featherweight lora\n"
-POLL_S: Final = 0.005
-
-Array = np.ndarray
-
-
-@lru_cache(maxsize=4096)
-def number(text: str) -> int:
-    """64 bits drawn from a text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def _numbers(text: str) -> Array:
-    values = np.arange(1, N_VALUES + 1, dtype=np.uint64) * np.uint64(number(text) | 1)
-    return values ^ (values >> np.uint64(31))
-
-
-def _noise(job: Job, image: int) -> Array:
-    return _numbers(f"noise {job.seed} {image} {job.width_px}x{job.height_px}")
-
-
-def _thousandths(value: float) -> np.uint64:
-    return np.uint64(round(value * 1000) & MASK)
-
-
-def _weight(base_model_id: str, loras: Sequence[tuple[int, float]]) -> np.uint64:
-    weight = number(f"base {base_model_id}")
-    for content, scale in loras:
-        weight += content * round(scale * 1000)
-    return np.uint64((weight & MASK) | 1)
-
-
-def _forward(x: Array, weight: np.uint64, prompt: Array, residuals: Array) -> Array:
-    """The "network": ``x`` and ``residuals`` [n, 64], ``prompt`` [n, 1]; one prediction a sample."""
-    return (x ^ (x >> np.uint64(29))) * weight + prompt + residuals
-
-
-def _residual(controlnet_id: str, image: Array, x: Array, prompt: Array, scale: float) -> Array:
-    """What a ControlNet adds: ``image`` and ``prompt`` [n, 1], ``x`` [n, 64]."""
-    return ((x + image) * np.uint64(number(f"controlnet {controlnet_id}") | 1) ^ prompt) * _thousandths(scale)
-
-
-def _next(x: Array, conditional: Array, unconditional: Array | None, guidance: float) -> Array:
-    if unconditional is None:
-        return x * np.uint64(3) + conditional
-    return x * np.uint64(3) + unconditional + (conditional - unconditional) * _thousandths(guidance)
-
-
-def is_used(start: float, end: float, scale: float, i: int, n_steps: int) -> bool:
-    """Whether a ControlNet takes part in step ``i`` (Diffusers' rule for start and end)."""
-    return scale != 0.0 and not (i / n_steps < start or (i + 1) / n_steps > end)
-
-
-def _control_image(job: Job, use: ControlUse, index: int) -> int:
-    if use.image is None:
-        return number(f"control {job.seed} {index}")
-    data = job.blobs[use.image]
-    if not data.startswith(IMAGE_STARTS):
-        raise JobError(f"the image of ControlNet {use.controlnet_id} is no PNG, JPEG or WebP", job.request_id)
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-
-
-def _prompts(job: Job) -> tuple[int, int]:
-    return number(f"prompt {job.prompt}"), number(f"negative {job.negative_prompt or ''}")
-
-
-def lora_content(lora_id: str) -> bytes:
-    """The file of a featherweight LoRA."""
-    return LORA_MAGIC + lora_id.encode() + b"\n" + number(f"lora {lora_id}").to_bytes(8, "big")
-
-
-def _lora_number(content: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-
-
-def reference_images(job: Job, patch_step: int | None) -> list[bytes]:
-    """The images that the job must give, whatever happened on the way: PNG files.
-
-    Args:
-        patch_step: before which step its LoRAs were patched in (``WorkerResult.lora_patch_step``).
-    """
-    plain = _weight(job.base_model_id, ())
-    patched = _weight(job.base_model_id, [(_lora_number(lora_content(u.lora_id)), u.scale) for u in job.loras])
-    column = np.zeros((1, 1), dtype=np.uint64)
-    conditional, negative = (column + np.uint64(value) for value in _prompts(job))
-    files = []
-    for image in range(job.n_images):
-        x = _noise(job, image)[None]
-        for i in range(job.n_steps):
-            weight = patched if patch_step is not None and i >= patch_step else plain
-            halves = []
-            for prompt in (conditional, negative)[: 2 if job.uses_cfg else 1]:
-                residuals = np.zeros_like(x)
-                for index, use in enumerate(job.controls):
-                    if is_used(use.start, use.end, use.scale, i, job.n_steps):
-                        control = column + np.uint64(_control_image(job, use, index))
-                        residuals = residuals + _residual(use.controlnet_id, control, x, prompt, use.scale)
-                halves.append(_forward(x, weight, prompt, residuals))
-            x = _next(x, halves[0], halves[1] if job.uses_cfg else None, job.guidance_scale)
-        files.append(png(x[0], job.width_px, job.height_px))
-    return files
-
-
-def png(values: Array, width_px: int, height_px: int) -> bytes:
-    """An RGB image that repeats the 512 bytes of ``values``."""
-    row = np.zeros((height_px, 1 + 3 * width_px), dtype=np.uint8)
-    row[:, 1:] = np.resize(values.astype(">u8").view(np.uint8), (height_px, 3 * width_px))
-    header = struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(row.tobytes(), 1)), (b"IEND", b""))
-    body = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
-
-
-@dataclass(slots=True)
-class _Faults:
-    """Faults that a test asks for by making files in a folder; without the folder there are none."""
-
-    folder: Path | None
-    worker_id: str
-
-    def start(self) -> None:
-        """``WORKER.crash``: dies instead of getting ready. ``WORKER.never_ready``: hangs instead."""
-        if self._has("crash"):
-            raise RuntimeError("told to crash")
-        while self._has("never_ready"):
-            time.sleep(POLL_S)
-
-    def step(self) -> None:
-        """``WORKER.stuck``: the work path stands still, the heartbeat does not."""
-        while self._has("stuck"):
-            time.sleep(POLL_S)
-
-    def _has(self, fault: str) -> bool:
-        return self.folder is not None and (self.folder / f"{self.worker_id}.{fault}").exists()
-
-
-def _faults(setup: WorkerSetup) -> _Faults:
-    folder = setup.options.get("faults_dir")
-    return _Faults(Path(folder) if folder else None, setup.worker_id)
+from engine.workers.told_faults import told_faults
 
 
 @dataclass(slots=True)
@@ -192,7 +58,7 @@ class FeatherweightPainter:
     def __init__(self, setup: WorkerSetup, progress: Progress, partner: Any) -> None:
         self._setup = setup
         self._partner = partner
-        self._faults = _faults(setup)
+        self._faults = told_faults(setup)
         self._faults.start()
         self._step_s = float(setup.options.get("step_s", 0.0))
         self._load_s = float(setup.options.get("load_s", 0.0))
@@ -203,7 +69,7 @@ class FeatherweightPainter:
             progress("compile")
             time.sleep(float(setup.options.get("warm_s", 0.0)))
             self._shapes.append(str(shape))
-        self._weight = _weight(self._active, ())
+        self._weight = weight_of(self._active, ())
         self._work: _Work | None = None
         self._batch = 0
         if partner is not None and setup.rank == 0:
@@ -223,7 +89,7 @@ class FeatherweightPainter:
             time.sleep(self._load_s)
             self._resident.append(base_model_id)
         self._active = base_model_id
-        self._weight = _weight(base_model_id, ())
+        self._weight = weight_of(base_model_id, ())
         return is_switch
 
     def begin(self, jobs: Sequence[Job], pairs: Mapping[str, PairOfBase]) -> int:
@@ -232,10 +98,10 @@ class FeatherweightPainter:
         first = jobs[0]
         samples = [(job, image) for job in jobs for image in range(job.n_images)]
         controls = [
-            np.array([[_control_image(job, job.controls[k], k)] for job, _ in samples], dtype=np.uint64)
+            np.array([[control_number(job, job.controls[k], k)] for job, _ in samples], dtype=np.uint64)
             for k in range(len(first.controls))
         ]
-        prompts = [np.array([[_prompts(job)[half]] for job, _ in samples], dtype=np.uint64) for half in (0, 1)]
+        prompts = [np.array([[prompt_numbers(job)[half]] for job, _ in samples], dtype=np.uint64) for half in (0, 1)]
         if not first.uses_cfg:
             halves = prompts[:1]
         elif self._partner is None:
@@ -243,7 +109,7 @@ class FeatherweightPainter:
         else:
             # Rank 0 computes the unconditional half, rank 1 the conditional one.
             halves = [prompts[1 - self._setup.rank]]
-        x = np.stack([_noise(job, image) for job, image in samples])
+        x = np.stack([noise(job, image) for job, image in samples])
         work = _Work(jobs, x, halves, [], {})
         messages: dict[str, list[dict[str, Any]]] = {}
         for use, image in zip(first.controls, controls, strict=True):
@@ -291,10 +157,10 @@ class FeatherweightPainter:
         for use, image in work.local:
             if is_used(use.start, use.end, use.scale, i, n_steps):
                 images = np.concatenate([image] * len(work.halves))
-                residuals = residuals + _residual(use.controlnet_id, images, stacked, prompts, use.scale)
+                residuals = residuals + residual(use.controlnet_id, images, stacked, prompts, use.scale)
         for pair in asked.values():
             residuals = residuals + self._hear_residuals(pair, i, stacked.shape)
-        eps = _forward(stacked, self._weight, prompts, residuals)
+        eps = forward(stacked, self._weight, prompts, residuals)
         n = len(work.x)
         if not first.uses_cfg:
             conditional, unconditional = eps, None
@@ -302,7 +168,7 @@ class FeatherweightPainter:
             conditional, unconditional = eps[:n], eps[n:]
         else:
             conditional, unconditional = self._exchange(eps, i)
-        work.x = _next(work.x, conditional, unconditional, first.guidance_scale)
+        work.x = next_latents(work.x, conditional, unconditional, first.guidance_scale)
 
     def _hear_residuals(self, pair: PairOfBase, i: int, shape: tuple[int, ...]) -> Array:
         with _losing(pair):
@@ -358,8 +224,8 @@ class FeatherweightPainter:
                 raise JobError(f"LoRA {lora.lora_id} cannot be read: {error.strerror}") from None
             if lora.lora_id.startswith("misfit"):
                 raise JobError(f"LoRA {lora.lora_id} does not fit the model")
-            contents.append((_lora_number(content), scale))
-        self._weight = _weight(self._active, contents)
+            contents.append((lora_number(content), scale))
+        self._weight = weight_of(self._active, contents)
 
     def settle(self) -> None:
         """See :class:`engine.workers.painter.Painter`."""
@@ -378,7 +244,7 @@ class FeatherweightPainter:
 
     def restore(self) -> None:
         """See :class:`engine.workers.painter.Painter`."""
-        self._weight = _weight(self._active, ())
+        self._weight = weight_of(self._active, ())
         self._work = None
 
     def memory(self) -> Mapping[str, int]:
@@ -415,103 +281,13 @@ class _losing:  # noqa: N801 - reads as a clause: with _losing(pair)
             raise PeerLostError(str(error), self._pair.pair_id) from None
 
 
-@dataclass(slots=True)
-class _Client:
-    pair: PairOfControlNets
-    batch: int = -1
-    prompts: Array = field(default_factory=lambda: np.zeros((0, 1), dtype=np.uint64))
-    controls: list[tuple[str, float, Array]] = field(default_factory=list)
-
-
-class FeatherweightControlHost:
-    """See :class:`engine.workers.painter.ControlHost`. Options: ``service_s``, ``controlnet_load_s``, ``faults_dir``."""
-
-    def __init__(self, setup: WorkerSetup, progress: Progress) -> None:
-        self._faults = _faults(setup)
-        self._faults.start()
-        self._service_s = float(setup.options.get("service_s", 0.0))
-        self._load_s = float(setup.options.get("controlnet_load_s", 0.0))
-        self._awaited: dict[str, float] = {}
-        """Client to when what its job needs is loaded."""
-        self._clients: dict[str, _Client] = {}
-        self._may_host = set(setup.controlnet_ids)
-        self._resident = {i for i in setup.controlnet_ids if i != ANY}
-        self._progress = progress
-        progress("load")
-
-    def open(self, client: str, pair: PairOfControlNets) -> None:
-        """See :class:`engine.workers.painter.ControlHost`."""
-        self._clients[client] = _Client(pair)
-
-    def close(self, client: str) -> None:
-        """See :class:`engine.workers.painter.ControlHost`."""
-        self._clients.pop(client, None)
-        self._awaited.pop(client, None)
-
-    def begin(self, client: str, message: Mapping[str, Any]) -> None:
-        """See :class:`engine.workers.painter.ControlHost`."""
-        state = self._clients[client]
-        state.batch = message["batch"]
-        state.prompts = np.array(message["prompts"], dtype=np.uint64).reshape(-1, 1)
-        state.controls = []
-        for control in message["controls"]:
-            if ANY not in self._may_host and control["id"] not in self._may_host:
-                raise JobError(f"ControlNet {control['id']} is not hosted here")
-            if control["id"] not in self._resident and self._load_s:
-                self._awaited[client] = time.monotonic() + self._load_s
-            self._resident.add(control["id"])
-            images = np.array(control["images"], dtype=np.uint64).reshape(-1, 1)
-            state.controls.append((control["id"], control["scale"], images))
-
-    def awaited(self) -> Collection[str]:
-        """See :class:`engine.workers.painter.ControlHost`."""
-        return self._awaited.keys()
-
-    def advance(self) -> bool:
-        """See :class:`engine.workers.painter.ControlHost`."""
-        self._progress("load")
-        now_s = time.monotonic()
-        loaded = [client for client, at_s in self._awaited.items() if at_s <= now_s]
-        for client in loaded:
-            del self._awaited[client]
-        return bool(loaded)
-
-    def step(self, client: str, message: Mapping[str, Any]) -> None:
-        """See :class:`engine.workers.painter.ControlHost`."""
-        self._faults.step()
-        state = self._clients[client]
-        if self._service_s:
-            time.sleep(self._service_s)
-        n_bytes = len(state.prompts) * SAMPLE_BYTES
-        x = state.pair.buffer("latents")[:n_bytes].copy().view(np.uint64).reshape(-1, N_VALUES)
-        total = np.zeros_like(x)
-        for k in message["used"]:
-            controlnet_id, scale, images = state.controls[k]
-            total = total + _residual(controlnet_id, images, x, state.prompts, scale)
-        state.pair.buffer("residuals")[:n_bytes] = total.view(np.uint8).ravel()
-        state.pair.push("residuals", 0, n_bytes)
-        state.pair.tell({"type": "residuals", "batch": message["batch"], "i": message["i"]})
-
-    def admit(self, controlnet_id: str, source: Mapping[str, Any]) -> None:
-        """See :class:`engine.workers.painter.ControlHost`."""
-        self._may_host.add(controlnet_id)
-
-    def memory(self) -> Mapping[str, int]:
-        """It weighs nothing."""
-        return {"device_bytes": 0, "device_bytes_peak": 0, "host_bytes": 0}
-
-    def resident(self) -> list[str]:
-        """See :class:`engine.workers.painter.ControlHost`."""
-        return sorted(self._resident)
-
-
 class FeatherweightFetcher:
     """Makes up the file of a LoRA. Options: ``fetch_s``. Ids that start with ``corrupt`` or ``missing`` are refused."""
 
     def __init__(self, setup: WorkerSetup, progress: Progress) -> None:
         self._folder = Path(setup.host_tier)
         self._fetch_s = float(setup.options.get("fetch_s", 0.0))
-        self._faults = _faults(setup)
+        self._faults = told_faults(setup)
         self._faults.start()
 
     def fetch(self, lora_id: str, source: Mapping[str, Any]) -> Path:

@@ -109,7 +109,7 @@ def make_painter(setup: WorkerSetup, progress: Progress, partner: PairOfBase | P
 def make_control_host(setup: WorkerSetup, progress: Progress) -> ControlHost:
     """Loads what a ControlNet worker needs."""
     if setup.model == "featherweight":
-        from engine.workers.featherweight import FeatherweightControlHost
+        from engine.workers.featherweight_controlnets import FeatherweightControlHost
 
         return FeatherweightControlHost(setup, progress)
     from engine.workers.sdxl_controlnets import make_control_host as make

@@ -72,6 +72,11 @@ class Returns:
     cumulative_usd: tuple[float, ...]
     """Undiscounted savings less the one-time cost, after 0, 1, … months; payback is where they reach zero."""
 
+    @property
+    def pays(self) -> bool:
+        """Whether the change is more likely to pay than not; what the decision sentence and the roadmap go by."""
+        return self.spread.saving_p95_usd_per_month > 0 and self.spread.probability_npv_positive >= 0.5
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Roi:
@@ -209,6 +214,10 @@ def _returns(
     if not keeps:
         notes.append(
             f"Today's {row.topology} does not keep the promise with any number of GPUs: part of what the plan costs buys that."
+        )
+    if today.n_gpus is None:
+        notes.append(
+            f"Today's fleet is not given: the fewest GPUs of {row.topology} that keep the promise stand for it (assumptions: today)."
         )
     fleet = _fleet(row, n_gpus)
     today_cost = cost_lines(fleet, plan.ids, assumptions, models)

@@ -71,7 +71,10 @@ def return_table(roi: Roi) -> Table | None:
         else f"×{found.break_even_traffic_ratio:.3g} of the traffic planned for"
     )
     rows = (
-        ("today", f"{gpus_words(found.today_gpus)} of {found.today_topology}, {usd(found.today_cost.total_usd)} a month"),
+        (
+            "today" if roi.assumptions.today.n_gpus is not None else "compared with (no fleet of today is given)",
+            f"{gpus_words(found.today_gpus)} of {found.today_topology}, {usd(found.today_cost.total_usd)} a month",
+        ),
         ("saving a month", f"{usd(found.saving_usd_per_month)} (90 % of the draws: {usd(spread.saving_p05_usd_per_month)} to {usd(spread.saving_p95_usd_per_month)})"),
         ("one-time cost", usd(found.investment_usd)),
         ("payback", months),

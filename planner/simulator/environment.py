@@ -34,3 +34,11 @@ class ExactEnvironment(simpy.Environment):
         self.n_events += 1
         moment_s = time_s if time_s > self._now else self._now
         heappush(self._queue, (moment_s, EventPriority(priority), next(self._eid), event))
+
+    def skip_to(self, time_s: float) -> bool:
+        """Moves the clock there if something is to happen, and all of it later; else leaves it. Counts as an event."""
+        if not self._queue or self._queue[0][0] <= time_s:
+            return False
+        self._now = time_s
+        self.n_events += 1
+        return True

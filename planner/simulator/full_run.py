@@ -69,9 +69,14 @@ class FullRun(FullQueue):
 
     def _on_look(self, event: Event) -> None:
         p, number = event._value
-        now_s = self.env.now
-        self._look(p, now_s)
-        self.env.call_at((number + 1) * self._scalers[p].settings.look_s, EXPIRY, self._on_look, (p, number + 1))
+        look_s = self._scalers[p].settings.look_s
+        self._look(p, self.env.now)
+        number += 1
+        # looks at an idle pool are most events of a quiet day: where nothing lies between, they need no scheduler
+        while self.env.skip_to(number * look_s):
+            self._look(p, self.env.now)
+            number += 1
+        self.env.call_at(number * look_s, EXPIRY, self._on_look, (p, number))
 
     def _look(self, p: int, now_s: float) -> None:
         n_current = self._fleet.n_wanted[p]

@@ -85,7 +85,8 @@ def windows_of_records(
     n_windows = int((until_s - norms.slo_latency_s - begin_s) // window_s)
     if n_windows < 1:
         raise one_problem(
-            "the live records", f"reach from {begin_s:g} to {until_s:g} s", f"at least {begin_s + window_s + norms.slo_latency_s:g} s",
+            "the live records", f"reach to {until_s:.0f} s after the start, and the first {begin_s:.0f} s are left out",
+            f"at least {begin_s + window_s + norms.slo_latency_s:.0f} s",
             "Wait until the engine has served longer",
         )  # fmt: skip
     place = np.floor((requests["arrival_s"].to_numpy(dtype=np.float64) - begin_s) / window_s).astype(np.int64)

@@ -9,9 +9,10 @@ from types import ModuleType
 
 import pytest
 
-from calibrate.measurement import Features, Measurement
+from calibrate.measurement import Features, Measurement, read_measurements
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "cells_table.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "cells_table.py"
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +74,11 @@ def test_the_first_image_with_loras_of_a_cold_process_is_set_apart_and_kept(scri
     assert [row.value_s for row in apart] == [5.0]
     assert found[session, (0, 1), stack] == [1.0]
     assert [item["value_s"] for item in script.plain(found, apart)["set_apart"]] == [5.0]
+
+
+def test_the_table_of_the_docs_is_that_of_the_shipped_rows(script: ModuleType) -> None:
+    rows = read_measurements(ROOT / "calibrate" / "profiles" / "h200.measurements.parquet").rows
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    lines = [line for line in script.table(script.seconds_of(rows)[0]).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 12
+    assert [line for line in lines if line not in page] == []

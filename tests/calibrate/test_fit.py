@@ -11,7 +11,7 @@ import pytest
 
 from calibrate.fit import fit_profile
 from calibrate.laws import evaluate, fit_form
-from calibrate.measurement import Features, Measurement, Measurements, Session
+from calibrate.measurement import Features, Measurement, Measurements, Session, read_measurements
 from calibrate.output import write_fit
 from calibrate.profile import LAW_FEATURES
 from calibrate.profile_file import load_profile
@@ -192,6 +192,32 @@ def test_the_profile_names_the_digest_of_the_raw_rows_beside_it(tmp_path: Path) 
     assert load_profile(str(paths[0])).raw_sha256 == digest == json.loads(paths[0].read_text())["raw_sha256"]
 
 
+def test_older_sessions_that_lent_rows_are_known_as_such_in_the_raw_file_beside_the_profile(tmp_path: Path) -> None:
+    links = [
+        ("engine.residual_exchange", "", Features(n_bytes=n, link="nvlink"), 1e-5 + n / 1e11) for n in (2**20, 2**26)
+    ]
+    old = with_rows(synthetic(6, "old"), links, "old")
+    old = dataclasses.replace(
+        old, sessions=tuple(dataclasses.replace(s, facts={"stock.device_memory_bytes": 2.0**37}) for s in old.sessions)
+    )
+    first = write_fit(fit_profile(synthetic(5), n_draws=2, borrowed=old), tmp_path / "p.json")
+    write_fit(fit_profile(read_measurements(first[1]), n_draws=2), tmp_path / "q.json")
+    assert (tmp_path / "q.json").read_bytes() == first[0].read_bytes()
+    assert load_profile(str(first[0])).facts["device_memory_gib"].source.endswith("an older one")
+
+
+def test_a_newer_session_takes_the_place_of_what_was_lent_before(tmp_path: Path) -> None:
+    def loads(variant: str, s_per_gb: float) -> list[tuple[str, str, Features, float]]:
+        return [("engine.checkpoint_load", "", Features(n_bytes=7 * 10**9, variant=variant), 7 * s_per_gb)]
+
+    old = with_rows(synthetic(6, "old"), loads("checkpoint_file", 0.1), "old")
+    lent = write_fit(fit_profile(synthetic(5), n_draws=2, borrowed=old), tmp_path / "p.json")
+    assert load_profile(str(lent[0])).laws["engine.checkpoint_load"].status == "assumed"
+    newer = with_rows(synthetic(7, "newer"), loads("checkpoint_serving", 0.3), "newer")
+    law = fit_profile(read_measurements(lent[1]).merged(newer), n_draws=2).profile.laws["engine.checkpoint_load"]
+    assert (law.status, float(law.seconds(7e9))) == ("measured", pytest.approx(2.1))
+
+
 def test_two_sessions_of_one_machine_kind_make_one_profile() -> None:
     one, two = synthetic(1, "one"), synthetic(2, "other")
     profile = fit_profile(one.merged(two), n_draws=4).profile
@@ -284,7 +310,9 @@ def test_tuned_diffusers_loras_and_controlnets_count_as_measured_where_they_were
         "assumed",
         laws["diffusers_tuned.unet_step"].domain["forward_batch"],
     )
-    assert "median diffusers_tuned.step_with_controlnets minus median diffusers_tuned.unet_step" in net.source
+    assert (
+        "diffusers_tuned.step_with_controlnets minus median diffusers_tuned.unet_step of the same session" in net.source
+    )
     assert "in the rest of diffusers_tuned.unet_step's box by its form" in net.source
     # (60 ms - 30 ms) / 2; the plain step is known to its noise
     assert float(laws["diffusers_tuned.controlnet_step"].seconds(2.0)) == pytest.approx(

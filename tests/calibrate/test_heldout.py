@@ -13,7 +13,7 @@ from calibrate.fit import Fitted, fit_profile
 from calibrate.heldout import HeldOutPoint, accuracy, read_report, summaries
 from calibrate.measurement import Features, Measurement
 from calibrate.output import write_fit
-from calibrate.profile_file import load_profile, to_json
+from calibrate.profile_file import LAWS_SINCE_2, load_profile, to_json
 from tests.calibrate.sessions import (
     CONTROL_S,
     HELD_OUT_SIZES,
@@ -195,7 +195,10 @@ def test_forms_that_version_1_does_not_know_are_written_as_version_2_and_read_ba
     assert plain["schema_version"] == 2
     laws = {name: law for name, law in fitted.profile.laws.items() if law.form in ("constant", "affine")}
     old = {name: dataclasses.replace(law, left_out_error_ratio=0.0, point_ratios=()) for name, law in laws.items()}
-    assert json.loads(to_json(dataclasses.replace(fitted.profile, laws=old)))["schema_version"] == 1
+    assert json.loads(to_json(dataclasses.replace(fitted.profile, laws=old)))["schema_version"] == 2
+    older = {name: law for name, law in old.items() if name not in LAWS_SINCE_2}
+    assert len(older) < len(old)
+    assert json.loads(to_json(dataclasses.replace(fitted.profile, laws=older)))["schema_version"] == 1
 
 
 def test_what_a_form_misses_widens_the_draws(fitted: Fitted) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from calibrate.cache import STEM, pack_cache, unpack_cache
 from calibrate.measurement import (
     Failure,
     Features,
+    Measurement,
     Measurements,
     RowLog,
     Session,
@@ -49,6 +51,23 @@ def test_a_run_that_was_cut_short_keeps_its_rows(tmp_path: Path) -> None:
     with (tmp_path / "measurements.jsonl").open("a") as stream:
         stream.write('{"quantity": "engine.u')  # killed while it wrote
     assert read_measurements(tmp_path).rows == tuple(log.rows)
+
+
+def test_a_run_that_is_killed_again_and_again_loses_no_row(tmp_path: Path) -> None:
+    kept: list[Measurement] = list(_log(tmp_path).rows)
+    for name in ("second", "third"):
+        before = read_measurements(tmp_path)
+        assert list(before.rows) == kept
+        log = RowLog(tmp_path, name, before)
+        # killed before it had said anything of itself: what was there is there
+        assert list(read_measurements(tmp_path).rows) == kept
+        log.write_session(dataclasses.replace(SESSION, session=name))
+        log.add("engine.vae_decode", [0.3], stack="engine", topology="", mode="eager", features=Features(n_images=1))
+        kept += log.rows
+    whole = read_measurements(log.finish(dataclasses.replace(SESSION, session="third")))
+    assert list(whole.rows) == kept
+    assert [session.session for session in whole.sessions] == ["s", "second", "third"]
+    assert [path.name for path in tmp_path.iterdir()] == ["measurements.parquet"]
 
 
 def test_the_same_measurements_give_the_same_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from calibrate.extent import Extent
 from calibrate.passes import GROUPS, passes
-from calibrate.points import setups
+from calibrate.setups import setups
 from traces.problems import InputError
 
 

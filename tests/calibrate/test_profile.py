@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibrate.fit import fit_profile
+from calibrate.measurement import read_measurements
 from calibrate.profile import OutOfDomainError
 from calibrate.profile_file import load_profile, profile_from_plain, shipped_profiles, to_json
 from traces.problems import InputError
@@ -160,6 +162,19 @@ def test_the_shipped_h200_profile_is_written_back_to_the_same_bytes() -> None:
 def test_the_shipped_h200_profile_names_the_digest_of_the_measurements_beside_it() -> None:
     raw = shipped_profiles()["h200"].with_name("h200.measurements.parquet")
     assert load_profile("h200").raw_sha256 == hashlib.sha256(raw.read_bytes()).hexdigest()
+
+
+def test_the_shipped_h200_profile_comes_out_of_the_measurements_beside_it() -> None:
+    shipped = load_profile("h200")
+    raw = read_measurements(shipped_profiles()["h200"].with_name("h200.measurements.parquet"))
+    fitted = fit_profile(raw, n_draws=2, served_since=shipped.fingerprint.get("served_since", "")).profile
+    assert fitted.laws.keys() == shipped.laws.keys()
+    assert fitted.facts == shipped.facts
+    for name, law in shipped.laws.items():
+        # searches of other processors stop a billionth apart
+        assert fitted.laws[name].parameters == pytest.approx(dict(law.parameters), rel=1e-6, abs=1e-12), name
+        assert fitted.laws[name].point_ratios == pytest.approx(law.point_ratios, rel=1e-6), name
+        assert (fitted.laws[name].status, fitted.laws[name].source) == (law.status, law.source)
 
 
 def test_the_draws_of_the_provisional_profile_are_those_its_script_makes(provisional_profile_path: Path) -> None:

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from calibrate.fit import Fitted, fit_profile
-from calibrate.measurement import Features, Measurement, Measurements
+from calibrate.measurement import Features, Measurement, Measurements, merge
+from calibrate.output import check_csv
 from tests.calibrate.sessions import known_session, truth_s
 
 TEXT_S, UNGUIDED_S, LATENT_S, CONTROL_FIXED_S, CONTROL_S = 0.016, 0.012, 0.005, 0.002, 0.017
@@ -148,3 +149,37 @@ def test_whole_served_jobs_are_composed_of_all_of_it() -> None:
     # only overhead differs from kind to kind: 0.010 to 0.030 where the law says 0.015
     assert all(abs(row.predicted_s - row.measured_s) <= 0.0151 for row in gaps.values())
     assert any(abs(row.predicted_s - row.measured_s) > 0.0149 for row in gaps.values())
+
+
+def of_newer_engine(data: Measurements, *, faster_s: float) -> Measurements:
+    """Two kinds of the jobs again, by an engine whose host work takes less."""
+    session = dataclasses.replace(data.sessions[0], session="two", started="2026-11-24T00:00:00+00:00")
+    rows = []
+    for row in data.rows:
+        is_again = row.quantity.startswith("serving.") and row.features.width_px == 512 and row.features.n_steps == 4
+        if is_again and not row.features.n_loras and row.features.forward_batch == 2:
+            less_s = faster_s if row.quantity in ("serving.text", "serving.overhead") else 0.0
+            rows.append(dataclasses.replace(row, session="two", value_s=row.value_s - less_s))
+    return Measurements(tuple(rows), (session,))
+
+
+def test_jobs_of_an_older_engine_say_only_how_long_steps_take_that_were_not_served_since() -> None:
+    old = served_session()
+    both = merge([old, of_newer_engine(old, faster_s=0.004)])
+    profile = fit_profile(both, n_draws=2, served_since="2026-11-23T12:00").profile
+    # kinds of the newer engine: 0.010 and 0.012 before
+    assert profile.laws["engine.request_overhead"].parameters["value_s"] == pytest.approx(0.011 - 0.004)
+    # one size only since then, so text and noise are not told apart
+    assert profile.laws["engine.text_encode"].parameters["value_s"] == pytest.approx(TEXT_S + LATENT_S / 4 - 0.004)
+    assert not {"engine.text_encode_unguided", "engine.latent_input", "engine.lora_wait"} & set(profile.laws)
+    said = float(profile.predictor().seconds("engine.unet_step", forward_batch=8.0, megapixels=0.25))
+    assert said == pytest.approx(SLOWER * truth_s("engine.unet_step", 8, 0.25), rel=1e-6)
+    assert profile.fingerprint["served_since"] == "2026-11-23T12:00"
+    assert any("served before 2026-11-23T12:00 are of an older engine" in note for note in profile.notes)
+
+
+def test_the_check_names_what_tells_two_kinds_of_jobs_apart(fitted: Fitted) -> None:
+    head, *lines = (line.split(",") for line in check_csv(fitted.check).splitlines())
+    assert {"n_images", "n_steps", "forward_batch", "megapixels"} <= set(head)
+    kinds = [tuple(line[: head.index("n_repetitions")]) for line in lines]
+    assert len(set(kinds)) == len(kinds)

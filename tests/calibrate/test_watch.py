@@ -6,7 +6,7 @@ import pytest
 
 from calibrate.image_rates import image_rates, plain_rates
 from calibrate.measurement import Features, Measurement, Measurements, Session
-from calibrate.throttle import POWER_CAP, GpuWatch, GpuWindow
+from calibrate.throttle import POWER_CAP, GpuWatch, GpuWindow, flags_of, visible_gpus
 
 
 def _window(sm_mhz: int, reasons: int) -> GpuWindow:
@@ -15,7 +15,7 @@ def _window(sm_mhz: int, reasons: int) -> GpuWindow:
     return window
 
 
-def test_full_load_at_the_power_limit_is_no_throttling_but_a_fallen_clock_is() -> None:
+def test_full_load_at_the_power_limit_is_nothing_but_a_fallen_clock_is_noted() -> None:
     # seen on an H200: 1965 MHz at 670 W with the power bit set; 1785 MHz on the largest batches, of 1980
     assert _window(1965, POWER_CAP).slowed_by(1980) == []
     assert _window(1785, POWER_CAP).slowed_by(1980) == ["power_cap"]
@@ -69,3 +69,19 @@ def test_rates_stand_beside_ours_of_the_same_session_and_cell() -> None:
     assert plain["s", "diffusers", 0]["slower_than_ours"] == pytest.approx(2.0)
     assert plain["s", "diffusers", 1]["slower_than_ours"] is None  # ours was not measured there
     assert plain["other", "diffusers", 0]["slower_than_ours"] is None  # nor in that session
+
+
+def test_a_gpu_at_its_power_limit_is_told_from_one_that_heat_slows_down() -> None:
+    assert flags_of([]) == []
+    assert flags_of(["power_cap"]) == ["power_limited"]
+    assert flags_of(["power_cap", "software_thermal"]) == ["throttled", "power_limited"]
+
+
+@pytest.mark.parametrize(
+    ("named", "indices"), [("", [0, 1, 2]), ("1", [1]), ("2,0", [2, 0]), ("9", [0, 1, 2]), ("GPU-7f", [0, 1, 2])]
+)
+def test_only_the_gpus_that_the_session_may_use_are_watched(
+    monkeypatch: pytest.MonkeyPatch, named: str, indices: list[int]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus(3) == indices

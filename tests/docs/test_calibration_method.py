@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from calibrate.cli import app
 from calibrate.profile import FORM_PARAMETERS
+from calibrate.profile_file import profile_path
 from calibrate.roofline import ANY_GPU, OTHER_ARCHITECTURE, SAME_ARCHITECTURE, SPLIT_SPREAD
 from calibrate.roofline_gpus import DATASHEETS
 
@@ -37,3 +39,23 @@ def test_every_command_of_the_page_exists_and_has_help(command: str) -> None:
     assert f"diffplan calibrate {command} " in PAGE
     done = CliRunner().invoke(app, [command, "--help"])
     assert done.exit_code == 0
+
+
+def test_the_table_of_held_out_sizes_is_that_of_the_shipped_report() -> None:
+    report = json.loads(profile_path("h200").with_suffix(".heldout.json").read_text(encoding="utf-8"))
+    groups = {group["name"]: group for group in report["summary"]}
+    table = next(part for part in PAGE.split("\n\n") if part.startswith("| held-out sizes of |"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert {"all laws", "steps", "loads, transfers and the rest"} <= {row[0] for row in rows}
+    for name, n, *ratios, p_value in rows:
+        group = groups[name]
+        shown = [100 * group[key] for key in ("mape", "bias_ratio", "worst_ratio")]
+        assert (int(n), [float(cell.rstrip(" %")) for cell in ratios[:3]]) == (
+            group["n_points"],
+            pytest.approx(shown, abs=0.051),
+        )
+        if group["coverage_ratio"] is None:
+            assert (ratios[3], p_value) == ("–", "–")
+        else:
+            assert float(ratios[3].rstrip(" %")) == pytest.approx(100 * group["coverage_ratio"], abs=0.51)
+            assert float(p_value) == pytest.approx(group["coverage_p_value"], rel=0.06)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,14 @@ from engine.remote import LinkError, RemoteControlNets
 from engine.workers.painter import PeerLostError
 from traces.problems import InputError
 
+SIZE_PX = 32
 Prompts = tuple[PromptEmbeddings, PromptEmbeddings]
+
+
+@pytest.fixture
+def controls(controls: list[ControlInput]) -> list[ControlInput]:
+    """Those of the session, smaller: what is tested here is not the arithmetic."""
+    return [dataclasses.replace(control, image=control.image[..., :SIZE_PX, :SIZE_PX]) for control in controls]
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ def remote() -> Iterator[RemoteControlNets]:
 
 
 def request_with(controls: list[ControlInput], prompts: Prompts, n_images: int = 1) -> ImageRequest:
-    return ImageRequest(prompts[0], prompts[1], n_images, 4, 64, 64, 5.0, controls, seed=3)
+    return ImageRequest(prompts[0], prompts[1], n_images, 4, SIZE_PX, SIZE_PX, 5.0, controls, seed=3)
 
 
 def test_remote_controlnets_give_the_same_bits_as_local_ones(
@@ -52,7 +60,7 @@ def test_remote_controlnets_give_the_same_bits_as_local_ones(
         decoupled.generate(request_with([ControlInput("net-9", controls[0].image)], prompts))
 
     # measurements take the same path
-    bench = decoupled.prepare(1, 64, 64, 2)
+    bench = decoupled.prepare(1, SIZE_PX, SIZE_PX, 2)
     with pytest.raises(RuntimeError, match="begin"):
         bench.step()
     bench.begin(2)

@@ -17,7 +17,7 @@ from engine.serving.dispatcher import DispatchLimits
 from engine.serving.engine import Engine
 from engine.serving.job import ControlUse, Job, LoraUse, Outcome
 from engine.serving.settings import Bounds, EngineSettings
-from engine.workers.featherweight import reference_images
+from engine.workers.featherweight_arithmetic import reference_images
 
 BOUNDS = Bounds(
     heartbeat_s=0.1,

@@ -16,7 +16,7 @@ from engine.serving.host_tier import PREFIX
 from engine.serving.job import ControlUse, LoraUse
 from engine.serving.settings import EngineSettings
 from engine.serving.wire import BlockingWire, WireClosedError
-from engine.workers.featherweight import number
+from engine.workers.featherweight_arithmetic import number
 from tests.faults import rig
 
 TOKEN = "a token of this test"  # noqa: S105

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,15 @@ def katz_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gentd26(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real log as it is; only for tests that are marked ``real_traces``."""
+    """A week of the real log, two repetitions; only for tests that are marked ``real_traces``. docs/decisions.md has all of it."""
     from traces.importers.gentd26 import import_gentd26
     from traces.writer import write_trace
 
     folder = tmp_path_factory.mktemp("gentd26")
     write_trace(import_gentd26(GENTD26), folder / "gentd26.parquet")
-    (folder / "gentd26.yaml").write_text(
-        (ROOT / "examples" / "gentd26.yaml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    shutil.copy(ROOT / "examples" / "gentd26.yaml", folder)
     scenario, here = load_scenario(str(folder / "gentd26.yaml"))
-    return _planned(scenario, here, folder / "plan")
+    plain = scenario.model_dump()
+    plain["traffic"] |= {"window": {"start_h": 168.0, "end_h": 336.0}}
+    plain["simulation"] |= {"replications": 2}
+    return _planned(Scenario.model_validate(plain), here, folder / "plan")

@@ -136,6 +136,15 @@ def test_a_service_that_cannot_keep_the_promise_today_is_changed_in_full(katz_b:
     assert phases[2].is_worthwhile
 
 
+def test_a_saving_that_does_not_pay_for_the_change_is_not_worthwhile(katz_b: Path) -> None:
+    _, evidence, _ = read_evidence(katz_b)
+    assert evidence is not None
+    more = evidence.allocation.n_gpus + 3
+    phases = make_roadmap(evidence, "decoupled", more, pays=False)
+    assert not phases[2].is_worthwhile
+    assert "does not pay for the change" in phases[2].what
+
+
 def test_one_busy_hour_of_four_is_autoscaled_for_less(tmp_path: Path) -> None:
     rates = (0.05, 1.0, 0.05, 0.05)
     lines, second = [], 0

@@ -11,7 +11,7 @@ import pytest
 from engine.allocation import Allocation, Pool, allocation_from_plain
 from engine.policies.autoscale_settings import Autoscale
 from planner import autoscaled, flip_check
-from planner.addon_placement import _trial, fewest, fleets_for, place_otherwise
+from planner.addon_placement import fewest, fleets_for, place_otherwise, start_counts, trial_of
 from planner.autoscaled import START_S, Scaled, candidates_of, decide, run_scaled, why_not, with_autoscale
 from planner.candidates import controlnet_loads, shapes_of
 from planner.confirmation import Pace
@@ -127,7 +127,7 @@ def test_scaling_takes_fewer_gpu_hours_and_no_more_than_the_bounds(tiny_plan: An
 @pytest.fixture(scope="module")
 def ground(tiny_plan: Any) -> Any:
     """The tiny traffic, laid out, with the shape of each topology of our engine."""
-    trial = _trial(tiny_plan.scenario, tiny_plan.folder)
+    trial = trial_of(tiny_plan.scenario, tiny_plan.folder)
     shapes = {
         topology: shapes_of(
             trial.scenario, topology, trial.workload, service, trial.inputs.sizes, trial.inputs.facts, trial.inputs.gpu_kind
@@ -167,7 +167,8 @@ def test_a_controlnet_on_workers_of_its_own_runs_nowhere_else(ground: Any) -> No
 def test_sizing_finds_the_fewest_replicas_of_one_pool(ground: Any) -> None:
     trial, shape = ground.trial, ground.shapes["colocated"]
     fleet = fleets_for("depth", shape, list(ground.loads))[0]
-    (n,) = fewest(trial, fleet, shape, ground.loads)
+    start = start_counts(trial, fleet, ground.loads)
+    (n,) = fewest(trial, lambda counts: fleet.allocation(counts, shape), start)
     target = trial.scenario.slo.attainment_ratio
     assert trial.run(fleet.allocation((n,), shape))[0].slo_attainment_ratio >= target
     assert trial.run(fleet.allocation((n - 1,), shape))[0].slo_attainment_ratio < target

@@ -82,7 +82,7 @@ def test_a_price_that_the_table_lacks_is_not_guessed(tmp_path: Path) -> None:
         "on_demand": 4.0, "reserved": None, "spot": None,
     }  # fmt: skip
     assert found.break_even_ratio is None
-    assert "What reserving saves is not known" in found.sentence
+    assert "What reserving saves is not known: the price table has no reserved price of gpu" in found.sentence
 
 
 def test_spot_is_no_answer_until_the_scenario_says_how_gpus_are_taken_back(tmp_path: Path) -> None:
@@ -139,3 +139,11 @@ def test_a_plan_says_how_to_buy_its_gpus(tiny_plan) -> None:  # type: ignore[no-
     if plan.autoscaling.chosen is not None:
         assert sum(plan.autoscaling.held_ratio) == pytest.approx(plan.autoscaling.chosen.mean_gpus.mean)
     assert '"purchasing"' in to_json(plan)
+
+
+def test_the_report_says_how_to_buy_and_what_other_settings_would_take(tiny_plan) -> None:  # type: ignore[no-untyped-def]
+    plan, text = tiny_plan.result.record, (tiny_plan.out / "report.md").read_text(encoding="utf-8")
+    assert "On demand, reserved or spot" in text
+    assert plan.purchasing.sentence.split(":")[0] in text
+    assert "Other settings, one at a time" in text
+    assert plan.settings.sentence in text

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import shlex
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from planner.cli import main
 from planner.replication import load_inputs, repeat_allocation
 from planner.run_store import FILE, RunStore, question_sha256, run_key
 from planner.scenario import load_scenario
@@ -123,6 +127,36 @@ def test_a_crash_is_told_and_is_no_missed_promise(asked: Path, tmp_path: Path, m
     assert rows[0]["slo_attainment_ratio"] is None
     assert rows[1]["fault"] == ""
     assert rows[1]["n_runs"] == 3
+
+
+def test_a_crash_comes_with_the_command_that_replays_it_alone(
+    asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = repeat_allocation
+
+    def crashes(*arguments: Any) -> object:
+        if arguments[4].n_gpus == 5 and arguments[5] == 1:
+            raise RuntimeError("a fault of ours")
+        return real(*arguments)
+
+    def diffplan(*words: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["diffplan", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, *capsys.readouterr()
+
+    monkeypatch.setattr("planner.stored_runs.repeat_allocation", crashes)
+    code, _, said = diffplan("sweep", str(asked), "--store", str(tmp_path / "s p"), "--topology", "decoupled", "--replicas", "2:3",
+                             "--controlnet-replicas", "1:2", "--jobs", "1")  # fmt: skip
+    assert code == 1
+    assert "RuntimeError: a fault of ours" in said
+    told = shlex.split(said.partition("To replay it: diffplan ")[2].splitlines()[0])
+    code, _, said = diffplan(*told)  # still broken: the one point fails, alone
+    assert (code, said.count("could not be simulated")) == (1, 1)
+    monkeypatch.setattr("planner.stored_runs.repeat_allocation", real)
+    code, rows, _ = diffplan(*told, "--json")
+    assert code in (0, None)
+    assert [(row["counts"], row["n_runs"]) for row in json.loads(rows)] == [([3, 2], 3)]
 
 
 def test_files_that_are_no_store_and_bad_ranges_are_refused(tmp_path: Path) -> None:

@@ -61,13 +61,16 @@ def trace_csv() -> bytes:
 @pytest.fixture
 def question(tmp_path: Path, trace_csv: bytes, provisional_profile_path: Path) -> Callable[..., Path]:
     """Writes a question and its trace; gives the scenario file."""
+    return question_writer(tmp_path, trace_csv, provisional_profile_path)
+
+
+def question_writer(folder: Path, trace_csv: bytes, profile: Path) -> Callable[..., Path]:
+    """What the fixture ``question`` gives, for another folder."""
 
     def write(*, name: str = "tiny", latency_s: float = 12.0, file_name: str = "tiny.yaml") -> Path:
-        (tmp_path / "trace.csv").write_bytes(trace_csv)
-        path = tmp_path / file_name
-        path.write_text(
-            QUESTION.format(name=name, latency_s=latency_s, profile=provisional_profile_path), encoding="utf-8"
-        )
+        (folder / "trace.csv").write_bytes(trace_csv)
+        path = folder / file_name
+        path.write_text(QUESTION.format(name=name, latency_s=latency_s, profile=profile), encoding="utf-8")
         return path
 
     return write

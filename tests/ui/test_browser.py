@@ -180,25 +180,31 @@ def test_a_slider_is_moved_and_the_link_shows_the_same_numbers_to_another_visito
     assert query_of(other) == query_of(page)
 
 
+def wait_for_words(page: sync_api.Page, words: str) -> None:
+    """Waits until the page says this; a run that was only just asked for may not have begun, so the state of the script says nothing."""
+    page.wait_for_function(
+        "text => document.querySelector('[data-testid=\"stMain\"]').innerText.includes(text)", arg=words
+    )
+    settle(page)
+
+
 def test_good_and_hostile_uploads(visit: Open) -> None:
     page = visit("plan?profile=h200")
     page.get_by_role("combobox", name=re.compile("Scenario")).first.click()
     page.get_by_role("option", name="A file of my own…").click()
-    settle(page)
-    chooser = page.locator('[data-testid="stSidebar"] input[type="file"]').first
+    wait_for_words(page, "Choose a scenario file")
+    uploader = page.locator(".st-key-scenario_file")
+    chooser = uploader.locator('input[type="file"]')
     for name, (content, said) in HOSTILE.items():
         chooser.set_input_files({"name": name, "mimeType": "application/yaml", "buffer": content})
-        page.wait_for_function(
-            "text => document.querySelector('[data-testid=\"stMain\"]').innerText.includes(text)", arg=said
-        )
-        settle(page)
+        wait_for_words(page, said)
         assert "This question cannot be planned yet." in main_text(page)
         assert page.title() != "owned"
         assert page.locator('[data-testid="stMain"] script').count() == 0
-        page.locator('[data-testid="stSidebar"]').get_by_role("button", name=re.compile("Remove|Delete")).first.click()
-        settle(page)
+        uploader.get_by_role("button", name=re.compile("Remove|Delete")).first.click()
+        wait_for_words(page, "Choose a scenario file")
     chooser.set_input_files({"name": "mine.yaml", "mimeType": "application/yaml", "buffer": SCENARIO})
-    page.wait_for_function("() => document.querySelector('[data-testid=\"stMain\"]').innerText.includes('Press Plan')")
+    wait_for_words(page, "Press Plan")
     assert "scenario" not in query_of(page)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,18 @@ from streamlit.testing.v1 import AppTest
 from dashboards.plain_text import escaped
 from planner.plan_run import make_plan
 from planner.scenario import Scenario, load_scenario, shipped_scenarios
-from tests.ui.conftest import press_plan
+from tests.ui.conftest import press_plan, question_writer
 
 Open = Callable[..., AppTest]
 Words = Callable[[AppTest], str]
+
+
+@pytest.fixture(scope="module")
+def question(
+    tmp_path_factory: pytest.TempPathFactory, trace_csv: bytes, provisional_profile_path: Path
+) -> Callable[..., Path]:
+    """The tiny question in one place for all tests here, so that the server of this test run plans it once."""
+    return question_writer(tmp_path_factory.mktemp("question"), trace_csv, provisional_profile_path)
 
 
 def figures(app: AppTest) -> dict[str, str]:
@@ -58,13 +67,11 @@ def test_every_shipped_scenario_can_be_chosen(
     assert "Press Plan" in words(app)
 
 
-def test_the_plan_on_the_page_is_the_planners(page: Open, words: Words, question: Callable[..., Path]) -> None:
-    path = question()
-    app = planned(page(path, scenario="tiny.yaml"))
+def test_the_page_shows_the_figures_of_the_plan(page: Open, words: Words, question: Callable[..., Path]) -> None:
+    app = planned(page(question(), scenario="tiny.yaml"))
     assert not app.exception
-    scenario, folder = load_scenario(str(path))
-    # the page takes the price from the table, like the planner, because the visitor did not change it
-    record = make_plan(scenario, folder, jobs=1).record
+    # that this is what the planner says of the question is held below, of a changed one
+    record = app.session_state["_last_plan"].record
     assert record.recommended is not None
     row = record.row(record.recommended)
     assert app.success[0].value == escaped(record.sentence)
@@ -77,13 +84,13 @@ def test_the_plan_on_the_page_is_the_planners(page: Open, words: Words, question
     assert shown["Requests in time"] == f"{100 * (row.slo_attainment_ratio.mean or 0):.2f} %"
 
 
-def test_changed_inputs_reach_the_plan_and_the_files(page: Open, question: Callable[..., Path]) -> None:
+def test_changed_inputs_reach_the_plan_and_the_files(page: Open, question: Callable[..., Path], tmp_path: Path) -> None:
     app = page(question(), scenario="tiny.yaml").run()
     app.number_input(key="slo").set_value(9.0)
     app.number_input(key="attainment").set_value(80.0)
     app.number_input(key="factor").set_value(2.0)
     app.number_input(key="price").set_value(1.25)
-    press_plan(app)
+    press_plan(app.run())
     assert not app.exception
     plan = app.session_state["_last_plan"]
     assert (plan.record.slo_latency_s, plan.record.slo_attainment_ratio) == (9.0, 0.8)
@@ -93,6 +100,12 @@ def test_changed_inputs_reach_the_plan_and_the_files(page: Open, question: Calla
     assert json.loads(plan.files["plan.json"])["slo_latency_s"] == 9.0
     offered = {button.label.replace("\\", "") for button in app.download_button}
     assert set(plan.files) - {"requests.parquet", "workers.parquet"} <= offered  # those are on the page Export
+    # and the scenario to download is the question: the planner makes the same plan of it
+    copy = tmp_path / "downloaded.yaml"
+    copy.write_bytes(plan.files["scenario.yaml"])
+    again, _ = load_scenario(str(copy))
+    assert isinstance(again, Scenario)
+    assert make_plan(again, tmp_path, jobs=1).record == plan.record
 
 
 def test_after_a_change_the_old_plan_is_shown_as_old(page: Open, words: Words, question: Callable[..., Path]) -> None:
@@ -112,10 +125,9 @@ def test_after_a_change_the_old_plan_is_shown_as_old(page: Open, words: Words, q
 def test_an_infeasible_question_says_what_binds_and_what_would_do(
     page: Open, words: Words, question: Callable[..., Path]
 ) -> None:
-    path = question(latency_s=0.5)
-    app = planned(page(path, scenario="tiny.yaml"))
+    app = planned(page(question(latency_s=0.5), scenario="tiny.yaml"))
     assert not app.exception
-    record = make_plan(*load_scenario(str(path)), jobs=1).record
+    record = app.session_state["_last_plan"].record
     assert record.infeasible is not None
     said = words(app)
     assert "No allocation keeps this promise" in said
@@ -147,6 +159,7 @@ def test_extreme_values_give_a_sentence_or_a_question(
     app.run()
     assert not app.exception
     assert said in words(app)
+    assert not re.search(r"question:\d", words(app))  # a line of a text that the visitor never saw
 
 
 def test_too_little_traffic_is_refused_by_the_planner_in_a_sentence(
@@ -223,13 +236,3 @@ def test_a_hostile_name_is_shown_as_text(page: Open, words: Words, question: Cal
     assert any(name.strip("'") in element.value for element in app.text)
     for kind in (app.markdown, app.caption, app.success, app.error, app.info, app.warning):
         assert not any("<script>" in str(element.value) for element in kind)
-
-
-def test_the_scenario_to_download_is_the_question(page: Open, question: Callable[..., Path], tmp_path: Path) -> None:
-    app = planned(page(question(), scenario="tiny.yaml", slo="11"))
-    copy = tmp_path / "downloaded.yaml"
-    copy.write_bytes(app.session_state["_last_plan"].files["scenario.yaml"])
-    again, _ = load_scenario(str(copy))
-    assert isinstance(again, Scenario)
-    assert again.slo.latency_s == 11.0
-    assert make_plan(again, tmp_path, jobs=1).record == app.session_state["_last_plan"].record

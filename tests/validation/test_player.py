@@ -100,6 +100,14 @@ def test_what_is_played_can_be_read_and_begins_with_the_same_caches_each_time(pr
         assert parts_s == pytest.approx(latency.value_s, rel=1e-9)  # stages and overhead fill the latency
 
 
+def test_workloads_are_played_in_the_order_asked_for_the_second_replay_after_the_first() -> None:
+    player = script("validation")
+    folder = BENCHMARKS.parent / "examples" / "validation"
+    names = [(play.name[:2], play.number) for play in player.plays_of(folder, ["w8", "w1", "w6"], ["w1"], "colocated")]
+    assert names == [("w8", 0), ("w1", 0), ("w1", 1), ("w6", 0)]
+    assert len(player.plays_of(folder, [], [], "colocated")) == 8
+
+
 def test_what_does_not_fit_into_the_time_is_left_out_and_named(profile: Path, tmp_path: Path) -> None:
     workloads, out = tmp_path / "workloads", tmp_path / "played"
     script("validation_workloads").main([

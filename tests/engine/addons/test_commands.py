@@ -150,6 +150,10 @@ def test_a_file_that_is_gone_or_does_not_fit_is_refused_and_nothing_is_written(
     assert "the store does not give it: ink-9.safetensors: cannot be opened" in gone.err
     unfit = addons("add", "ink-1.safetensors", "--name", "ink", "--version", 1, "--store", store)  # sdxl
     assert unfit.code == 2
+    assert len(unfit.err.splitlines()) == 6  # not a line for each of its layers
+    assert (
+        "more problems, needs an add-on for sdxl. If it is for another network, say so with --architecture" in unfit.err
+    )
     assert not catalogue.exists()
 
 

@@ -28,7 +28,7 @@ from engine.frontdoor.service import FrontConfig
 from engine.serving.engine import Engine
 from engine.serving.job import ControlUse, Job, LoraUse
 from engine.serving.settings import Bounds, EngineSettings
-from engine.workers.featherweight import reference_images
+from engine.workers.featherweight_arithmetic import reference_images
 from tests.engine.frontdoor.conftest import run
 from tests.engine.frontdoor.dispatcher_engine import png
 

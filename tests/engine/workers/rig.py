@@ -22,6 +22,8 @@ from engine.workers.sdxl_painter import SdxlPainter, make_painter
 from engine.workers.setup import WorkerSetup
 
 TIMEOUT_S = 30.0
+IDLE_S = 3600.0
+"""A worker that no test uses for a while stays."""
 
 
 def no_progress(phase: str) -> None:
@@ -46,7 +48,7 @@ def serve(host: SdxlControlHost, line: Any) -> None:
     host.open(line.pair_id, line)
     with contextlib.suppress(LineLostError):
         while True:
-            message = line.hear(TIMEOUT_S)
+            message = line.hear(IDLE_S)
             (host.begin if message["type"] == "begin" else host.step)(line.pair_id, message)
     host.close(line.pair_id)
 

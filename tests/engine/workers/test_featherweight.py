@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from engine.serving.job import ControlUse, Job, LoraUse
-from engine.workers.featherweight import reference_images
+from engine.workers.featherweight_arithmetic import reference_images
 
 JOB = Job(
     "a",

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from engine.allocation import Allocation
+from engine.policies.autoscale import hpa_fewest, hpa_limited, hpa_most, hpa_stabilised
 from engine.policies.autoscale_settings import Autoscale
 from planner.service import ServiceTable, build_service
 from planner.simulator import SimulationResult, simulate
 from planner.simulator.allocated import gpu_hours
 from planner.simulator.autoscaler import Gauge, WindowMean
+from planner.simulator.environment import ExactEnvironment
 from tests.simulation_builders import (
     FACTS,
     SIZES,
@@ -232,3 +234,46 @@ def test_a_window_mean_is_the_integral_over_its_length() -> None:
     for now_s in (6.0, 8.0, 10.0, 12.0):
         mean.look(now_s)
     assert mean.mean(12.0, 6.0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Autoscale(6, "keda", min_replicas=0, target=2.0, cooldown_s=60.0),
+        Autoscale(6, "hpa", target=0.5),
+        Autoscale(6, "kpa", min_replicas=0),
+        Autoscale(6, "ray_serve", min_replicas=1, interval_s=5.0),
+    ],
+    ids=lambda settings: settings.kind,
+)
+def test_looks_that_skip_the_scheduler_leave_the_same_records(
+    settings: Autoscale, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    # whole seconds, so that arrivals fall on looks; long pauses, so that some looks lie alone
+    arrival_s = np.cumsum(rng.choice([0.0, 1.0, 15.0, 400.0], 60, p=[0.3, 0.4, 0.2, 0.1])).tolist()
+    skipping = queue(arrival_s, 10.0, 1, settings)
+    monkeypatch.setattr(ExactEnvironment, "skip_to", lambda *_: False)
+    scheduled = queue(arrival_s, 10.0, 1, settings)
+    assert skipping.requests.equals(scheduled.requests)
+    assert skipping.workers.equals(scheduled.workers)
+    assert skipping.n_events == scheduled.n_events
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_an_hpa_that_asks_for_what_there_is_gets_it_whatever_windows_and_rates_say(seed: int) -> None:
+    # the shortcut of Autoscaler: the rule in full would say the same
+    rng = np.random.default_rng(seed)
+    n_min, n_max = 1 + int(rng.integers(3)), 8
+    n_current = int(rng.integers(n_min, n_max + 1))
+    wanted = n_current if n_current > n_min or seed % 2 else int(rng.integers(0, n_min + 1))
+    times_s = np.sort(rng.uniform(0, 300, 8)).tolist()
+    earlier = rng.integers(0, 10, 8).tolist()
+    held = hpa_stabilised(n_current, wanted, times_s, earlier, 300.0, float(rng.choice([0, 60])), 200.0)
+    if wanted == n_current:
+        assert held == n_current
+    n_added, n_removed = (int(n) for n in rng.integers(0, 4, 2))
+    most = hpa_most(n_current, n_added, n_removed, 4, 1.0)
+    fewest = hpa_fewest(n_current, n_added, n_removed, int(rng.integers(0, 3)), 1.0)
+    assert hpa_limited(n_current, held, n_min, n_max, most, fewest) == n_current

@@ -1,6 +1,6 @@
 # Made by: diffplan export plan.json --to all --cluster cluster.yaml --out DIR
-# Plan: c9e1919b1b40d854fc8b9fe116277756a5c74572aa98aaf18e6716f740e810a4 (scenario small, diffplan 0.1.0)
-# Profile: h200, id 1fe1630165f8
+# Plan: 26fc2cd640c0daab2596416faf42e1606afe38d9344b65e27ab370dc0ff50dd3 (scenario small, diffplan 0.1.0)
+# Profile: h200, id 409aa56d2094
 # Prices: 2026-11, 2026-11-22, 3.5 USD per GPU-hour (on_demand)
 locals {
   n_gpus_of = {
