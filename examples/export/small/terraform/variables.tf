@@ -1,6 +1,6 @@
 # Made by: diffplan export plan.json --to all --cluster cluster.yaml --out DIR
-# Plan: 26fc2cd640c0daab2596416faf42e1606afe38d9344b65e27ab370dc0ff50dd3 (scenario small, diffplan 0.1.0)
-# Profile: h200, id 409aa56d2094
+# Plan: 1b9c6baad655d8e2a92954d3a5eabfa92230b04b449d03f656be3caacbeab826 (scenario small, diffplan 0.1.0)
+# Profile: h200, id 9fc708caece4
 # Prices: 2026-11, 2026-11-22, 3.5 USD per GPU-hour (on_demand)
 # What is needed, in the plan's words. No provider is named: a module of yours turns outputs.node_pools into machines.
 # Checked offline: types, ranges, and that nodes hold what pools need. Not checkable offline: whether your provider has an
