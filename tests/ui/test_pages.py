@@ -63,7 +63,7 @@ def test_sliders_at_their_ends_give_an_answer(page: Open, words: Words, scenario
             slider = app.slider(key=key)
             slider.set_value(getattr(slider, end))
         app.run()
-        assert not app.exception, end
+        assert not app.exception, (end, [error.value for error in app.exception])
         assert not app.error, words(app)
         assert len(app.table[0].value.columns) == 3
 
