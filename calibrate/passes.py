@@ -61,6 +61,7 @@ def cell_tasks(extent: Extent) -> list[Task]:
 GROUPS: Final[Mapping[str, Callable[[Extent], list[Task]]]] = {
     "steps": step_tasks,
     "candidates": lambda extent: [fit_step_task(extent, shape) for shape in extent.candidate_shapes],
+    "held_out": lambda extent: [fit_step_task(extent, shape, is_held_out=True) for shape in extent.held_out_shapes],
     "images": lambda extent: [*our_images(extent), *peer_images(extent)],
     "wide_images": wide_image_tasks,
     "cells": cell_tasks,

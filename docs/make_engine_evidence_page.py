@@ -72,18 +72,7 @@ def faults(rows: Rows) -> list[str]:
         "without faults, bit by bit. *failed*: ended with a reason. *back after*: from the fault until every worker was ready and attached again, median (longest).",
         "A stopped featherweight worker is found after 1.5 s of silence, one that stands still after 2.5 s; tiny and sdxl workers have longer limits and import torch anew.", "",
         *table(head, lines),
-        *(machine(row) for row in one_of_each_model(rows)), "", *of_before(rows),
-    ]  # fmt: skip
-
-
-def of_before(rows: Rows) -> list[str]:
-    """A word on a row that is older than a repair (rows have the reasons of failures since)."""
-    old = [row for row in rows if row["fault"] == "kill_base" and row["model"] == "sdxl" and "reasons" not in row]
-    if not any(row["n_failed_with_reason"] for row in old):
-        return []
-    return [
-        "The row of `kill_base` on a GPU is older than a repair. As the code reads, the ControlNet worker's stream waited for an event of the dead process until the limit of a",
-        "step, 60 s, ended that worker too, and with it the second attempt. Now it waits on the host and watches the line; not run on a GPU since.", "",
+        *(machine(row) for row in one_of_each_model(rows)), "",
     ]  # fmt: skip
 
 
