@@ -363,20 +363,6 @@ def redraw_controlnet(net: ControlNetModel, seed: int) -> None:
     _draw(net, "controlnet", seed)
 
 
-@torch.no_grad()
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Copies every weight and buffer into the target's own memory, keeping its device, type and memory order."""
-    copy_tensors(source.state_dict(), target)
-
-
-@torch.no_grad()
-def copy_tensors(tensors: Mapping[str, torch.Tensor], target: nn.Module) -> None:
-    """:func:`copy_weights` of tensors by name, as in ``target.state_dict()``."""
-    held = target.state_dict()
-    for name, tensor in tensors.items():
-        held[name].copy_(tensor, non_blocking=True)
-
-
 def _initialise(part: nn.Module, generator: torch.Generator) -> None:
     """Keeps the variance of activations near one, with every weight and bias different from zero."""
     if isinstance(part, nn.GroupNorm | nn.LayerNorm):

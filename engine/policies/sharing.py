@@ -1,16 +1,39 @@
-"""How fast clients of shared ControlNet workers proceed: max–min fair step rates by progressive filling.
+"""How fast clients of shared ControlNet workers proceed: max–min fair step rates by progressive filling, after waits in passing.
 
 Denoising is closed: a client has one step in flight, and a saturated worker takes its clients in turn, so each gets the same
 number of steps unless its own pace is slower. That is max–min fairness of step rates (Bertsekas and Gallager, Data Networks,
-6.5.2). A first approximation: it leaves out the waits of clients of unequal pace on a worker that is not saturated.
+6.5.2). Its own pace is that of a step alone and of what it waits on a worker that is not saturated, :func:`wait_in_passing_s`. An
+approximation: who finds whom running depends on all of them, not on pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
+from typing import Final
 
 SLACK = 1e-12
 """Two levels closer than this, relatively, freeze together, so that rounding cannot split one bottleneck into two rounds."""
+
+
+NEAR: Final = 0.05
+"""Clients whose steps alone take so nearly the same, relatively, fall in behind one another and are taken not to wait."""
+
+
+def wait_in_passing_s(alone_per_s: float, other_per_s: float, other_demand_s: float) -> float:
+    """Seconds a step that a client waits, on average, for one other client's forward on a worker with room for both.
+
+    At paces that differ it comes at random moments: with probability ``other_demand_s · other_per_s`` the forward is running, half of it
+    is left. It waits no more than the difference of their steps, at which it goes along behind the slower one.
+
+    Args:
+        alone_per_s: its own steps a second when nobody shares.
+        other_per_s: the other's.
+        other_demand_s: seconds of the worker that one step of the other takes.
+    """
+    difference_s = abs(1.0 / alone_per_s - 1.0 / other_per_s)
+    if difference_s * alone_per_s <= NEAR:
+        return 0.0
+    return min(0.5 * other_demand_s * other_demand_s * other_per_s, difference_s)
 
 
 def fair_step_rates(

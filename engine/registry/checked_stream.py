@@ -42,6 +42,9 @@ class Piece:
     n_bytes: int
 
 
+Consume = Callable[[Piece, memoryview], None]
+
+
 class CheckedStream:
     """One pass over a file: :meth:`open` reads the header, :meth:`body` the rest."""
 
@@ -73,7 +76,7 @@ class CheckedStream:
         text = start[LENGTH_BYTES:] + self._read(max(0, LENGTH_BYTES + length - len(start)))
         return parse_header(self._where, text[:length], size, n_dims_max=n_dims_max, allows_integers=allows_integers)
 
-    def body(self, header: SafetensorsHeader, consume: Callable[[Piece, memoryview], None]) -> list[Problem]:
+    def body(self, header: SafetensorsHeader, consume: Consume) -> list[Problem]:
         """Streams the tensors through ``consume``, which runs on several threads; every value is checked to be finite before.
 
         Returns:

@@ -1,18 +1,22 @@
 """Admission of a checkpoint: a folder of a store in diffusers' layout, checked against an architecture without torch.
 
 Checked are the settings of every part and of the scheduler, every tensor's name and shape, that every value is finite, and one
-sha256 over all parts, in one bounded pass.
+sha256 over all parts, in one bounded pass. The parts are read at the same time where there are processors for it: hashing a file
+takes one of them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from engine.registry.checked_stream import CheckedStream
+from engine.registry.checked_stream import CheckedStream, Consume, Piece
 from engine.registry.network_check import CONFIG_NAME, check_config, check_kind, check_shapes, read_config
 from engine.registry.safetensors_header import INTEGER_BYTES, AddOnRefusedError, SafetensorsHeader, refuse
 from engine.registry.shapes import Architecture
@@ -110,33 +114,75 @@ def check_checkpoint(
     expected_sha256: str | None = None,
     file_bytes_max: int = FILE_BYTES_MAX,
     progress: Callable[[], None] = lambda: None,
+    keep: Callable[[str, SafetensorsHeader], Consume] = lambda part, header: _forget,
 ) -> CheckpointFacts:
     """Checks ``<key>/unet/``, ``vae/``, ``text_encoder/``, ``text_encoder_2/`` and, where it is there, ``scheduler/``.
 
     Headers and settings of all parts come first: of a checkpoint of another family no body is read.
+
+    Args:
+        store: where it lies.
+        key: of the folder.
+        architecture: what it must be.
+        expected_sha256: over its parts; None: not known.
+        file_bytes_max: larger files are refused.
+        progress: called at every chunk, from several threads.
+        keep: gets a part's name and header once they are found right, and gives what takes the values (names of tensors as in
+            the file, see :func:`plain_name`), both from several threads. They may be used only if this function returns.
 
     Raises:
         AddOnRefusedError: it must not be used; with the reasons.
         StoreError: the store does not give the files.
     """
     check_checkpoint_layout(store, key, architecture.name, file_bytes_max=file_bytes_max)
-    digest, n_bytes = hashlib.sha256(), 0
-    for part in PARTS:
-        with store.open(_weights_of(key, part)) as source:
-            stream = CheckedStream(source, _weights_of(key, part), progress)
-            header = stream.open(file_bytes_max=file_bytes_max, n_dims_max=4, allows_integers=True)
-            # Once more: between the two passes the file may have been replaced.
-            problems = [*_check_tensors(key, part, header, architecture)] or stream.body(
-                header, lambda piece, raw: None
-            )
-            if problems:
-                raise AddOnRefusedError(problems)
-            n_bytes += source.size_bytes
-            digest.update(f"{part} {stream.sha256()}\n".encode())
-    found = digest.hexdigest()
-    if expected_sha256 is not None and found != expected_sha256:
-        raise refuse(key, f"has the sha256 {found} over its parts", f"{expected_sha256}, as the catalogue says")
-    return CheckpointFacts(found, n_bytes, architecture.name)
+    given_up = threading.Event()
+
+    def moved_on() -> None:
+        if given_up.is_set():
+            raise _GivenUpError
+        progress()
+
+    def check(part: str) -> tuple[str, int]:
+        where = _weights_of(key, part)
+        try:
+            with store.open(where) as source:
+                stream = CheckedStream(source, where, moved_on)
+                header = stream.open(file_bytes_max=file_bytes_max, n_dims_max=4, allows_integers=True)
+                # Once more: between the two passes the file may have been replaced.
+                problems = [*_check_tensors(key, part, header, architecture)] or stream.body(header, keep(part, header))
+                if problems:
+                    raise AddOnRefusedError(problems)
+                return stream.sha256(), source.size_bytes
+        except BaseException:
+            given_up.set()
+            raise
+
+    found = _of_all_parts(check)
+    digest = hashlib.sha256("".join(f"{part} {sha256}\n" for part, (sha256, _) in found.items()).encode()).hexdigest()
+    if expected_sha256 is not None and digest != expected_sha256:
+        raise refuse(key, f"has the sha256 {digest} over its parts", f"{expected_sha256}, as the catalogue says")
+    return CheckpointFacts(digest, sum(n_bytes for _, n_bytes in found.values()), architecture.name)
+
+
+class _GivenUpError(Exception):
+    """Another part is wrong, so this one need not be read to its end."""
+
+
+def _of_all_parts(check: Callable[[str], tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    """What a check says of every part; raises what the first part that is at fault raised, when nothing reads any more."""
+    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_at_once = min(len(PARTS), n_processors)
+    with ThreadPoolExecutor(n_at_once, thread_name_prefix="part") as readers:
+        futures: dict[str, Future[tuple[str, int]]] = {part: readers.submit(check, part) for part in PARTS}
+    wrong = [error for future in futures.values() if (error := future.exception()) is not None]
+    for error in wrong:
+        if not isinstance(error, _GivenUpError):
+            raise error
+    return {part: future.result() for part, future in futures.items()}
+
+
+def _forget(piece: Piece, raw: memoryview) -> None:
+    """The values were only to be looked at."""
 
 
 def check_checkpoint_layout(

@@ -26,7 +26,7 @@ from engine.serving.job import Job, Outcome
 from engine.serving.orders import Orders
 from engine.serving.pairing import Pairs
 from engine.serving.reconcile import Devices, Difference, Wanted, WorkerSpec, check_runnable, difference, wanted_by
-from engine.serving.settings import EngineSettings, with_cpu_threads
+from engine.serving.settings import EngineSettings, with_cpu_threads, with_host_budgets
 from engine.serving.supervisor import Replica
 from engine.serving.views import base_info, controlnet_info, worker_view
 from engine.serving.worker_handle import WorkerHandle
@@ -49,7 +49,8 @@ class Engine:
         self.allocation = allocation
         self._wanted = _checked(allocation, settings)
         n_computing = sum(spec.n_ranks for spec in self._wanted.workers.values() if spec.role != "loader")
-        self.settings = settings = with_cpu_threads(settings, n_computing)
+        settings = with_host_budgets(with_cpu_threads(settings, n_computing), allocation.policies)
+        self.settings = settings
         self._began_s = time.monotonic()
         settings.run_dir.mkdir(parents=True, exist_ok=True)
         self.events = EventLog(self.clock, settings.run_dir)

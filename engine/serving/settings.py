@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from engine.allocation import Policies
 from engine.serving.warm_shapes import WarmShape
 
 Model = Literal["featherweight", "tiny", "sdxl"]
@@ -91,6 +92,15 @@ class EngineSettings:
     """What they must show; at least 16 characters."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Added to the environment of worker processes."""
+
+
+def with_host_budgets(settings: EngineSettings, policies: Policies) -> EngineSettings:
+    """The same, with the host memory for models that the policies grant each worker, unless an option says another."""
+    budgets = {
+        "host_checkpoint_gib": policies.checkpoint_host_cache_gib,
+        "host_controlnet_gib": policies.controlnet_host_cache_gib,
+    }
+    return dataclasses.replace(settings, options={**budgets, **settings.options})
 
 
 def with_cpu_threads(settings: EngineSettings, n_workers: int) -> EngineSettings:

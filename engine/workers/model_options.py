@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from engine.allocation import Policies
 from engine.options import EngineOptions
 from traces.problems import InputError, Problem, one_problem
 
@@ -37,6 +39,10 @@ class ModelOptions:
     """Larger control images are refused before they are decoded."""
     lora_cache_max: int = 16
     """LoRA files that stay mapped (and pinned) in this process."""
+    host_checkpoint_gib: float = Policies().checkpoint_host_cache_gib
+    """Host memory of this process for checkpoints that have been checked: from there a load is a copy. 0: none."""
+    host_controlnet_gib: float = Policies().controlnet_host_cache_gib
+    """The same for ControlNets."""
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> ModelOptions:
@@ -56,7 +62,10 @@ class ModelOptions:
             if value is None and "None" in str(fields[name].type):
                 continue
             kind = int if default is None else type(default)
-            if type(value) is not kind or (kind is int and value < 1):
+            if kind is float:
+                if type(value) not in {int, float} or not 0 <= value < math.inf:
+                    problems.append(Problem(f"options.{name}", f"got {value!r}", "a number, 0 or more", "Set it."))
+            elif type(value) is not kind or (kind is int and value < 1):
                 allowed = "a whole number above 0" if kind is int else kind.__name__
                 problems.append(Problem(f"options.{name}", f"got {value!r}", allowed, "Set it."))
         if problems:

@@ -63,15 +63,15 @@ class ResidentCheckpoints:
             self._workers[model_id] = self._workers.pop(model_id)
             return False
         self._progress("load")
+        weights = self._sources.read_checkpoint(model_id)  # before anything is given up
         if len(self._workers) < self._n_max:
-            models = self._sources.checkpoint(model_id, self._options.device, self._options.dtype)
+            models = self._sources.checkpoint(model_id, self._options.device, self._options.dtype, weights)
             worker = BaseWorker(models, {}, self._options, half=self._half, parts=self._parts)
             self._nets.join(worker.local)
         else:
-            self._sources.place_of(model_id)  # before anything is given up
             worker = self._workers.pop(next(iter(self._workers)))
             # If this fails the memory holds neither checkpoint, and the worker is gone from the table.
-            self._sources.checkpoint_into(model_id, worker.models)
+            self._sources.checkpoint_into(model_id, worker.models, weights)
             worker.patcher.forget()
         self._workers[model_id] = worker
         return True

@@ -10,7 +10,7 @@ from engine.control_stack import ControlStack
 from engine.models import bytes_of
 from engine.options import EngineOptions
 from engine.parts import NetworkParts
-from engine.workers.model_sources import ControlNetWeights, ModelSources
+from engine.workers.model_sources import ModelSources, ModelWeights
 from engine.workers.painter import JobError
 
 
@@ -57,7 +57,7 @@ class ResidentControlNets:
     def ensure(
         self,
         names: Sequence[str],
-        weights: Mapping[str, ControlNetWeights] = MappingProxyType({}),
+        weights: Mapping[str, ModelWeights] = MappingProxyType({}),
         in_use: Collection[str] = (),
     ) -> tuple[int, float]:
         """Makes these resident; returns how many had to be loaded, and the seconds that took.
@@ -82,9 +82,7 @@ class ResidentControlNets:
             self._nets[name] = self._nets.pop(name)
         return len(missing), time.perf_counter() - started if missing else 0.0
 
-    def _load(
-        self, name: str, wanted: Sequence[str], weights: ControlNetWeights | None, in_use: Collection[str]
-    ) -> None:
+    def _load(self, name: str, wanted: Sequence[str], weights: ModelWeights | None, in_use: Collection[str]) -> None:
         if self._n_max is None or len(self._nets) < self._n_max:
             net = self._sources.controlnet(name, self._options.device, self._options.dtype, weights)
             self._parts.admit((net,))

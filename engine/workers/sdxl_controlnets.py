@@ -22,8 +22,10 @@ from engine.links.tensor_line import TensorLine, Written
 from engine.models import ModelSpec
 from engine.options import ControlInput, EngineOptions, PromptEmbeddings
 from engine.parts import NetworkParts
+from engine.workers.host_weights import host_layout
 from engine.workers.model_options import ModelOptions
 from engine.workers.model_sources import ModelSources
+from engine.workers.model_tier import ModelTier
 from engine.workers.painter import JobError
 from engine.workers.readying import Readying
 from engine.workers.resident_controlnets import ResidentControlNets
@@ -60,7 +62,14 @@ class SdxlControlHost:
             torch.cuda.set_device(self._options.device)
         self._parts = NetworkParts(self._options, ())
         self._stack = ControlStack(self._spec, {}, self._options, self._parts)
-        self._sources = ModelSources(self._spec, setup.sources, setup.store, progress=self._read_on)
+        self._sources = ModelSources(
+            self._spec,
+            setup.sources,
+            setup.store,
+            progress=self._read_on,
+            layout=host_layout(self._options),
+            controlnets=ModelTier("controlnet", options.host_controlnet_gib),
+        )
         self._nets = ResidentControlNets(self._sources, self._options, self._parts, options.n_controlnets_max, progress)
         self._nets.join(self._stack)
         self._readying = Readying(self._nets, self._sources, self._stack, self._preparing, progress)

@@ -24,9 +24,11 @@ from engine.serving.job import ControlUse, Job
 from engine.serving.warm_shapes import WarmShape
 from engine.workers.cfg_exchange import CfgExchange
 from engine.workers.control_image import decode_control_image
+from engine.workers.host_weights import host_layout
 from engine.workers.lora_files import LoraFiles
 from engine.workers.model_options import ModelOptions
 from engine.workers.model_sources import DEFAULT_MODEL_ID, ModelSources
+from engine.workers.model_tier import ModelTier
 from engine.workers.pace import pace_on
 from engine.workers.painter import JobError, LoadedLora
 from engine.workers.prompts import ModelPrompts
@@ -79,7 +81,16 @@ class SdxlPainter:
             self._exchange = CfgExchange(
                 partner, setup.rank, setup.device, self.options.dtype, options.tensor_transport, setup.line_timeout_s
             )
-        self._sources = ModelSources(self.spec, setup.sources, setup.store, options.weights, progress)
+        self._sources = ModelSources(
+            self.spec,
+            setup.sources,
+            setup.store,
+            options.weights,
+            progress,
+            layout=host_layout(self.options),
+            checkpoints=ModelTier("checkpoint", options.host_checkpoint_gib),
+            controlnets=ModelTier("controlnet", options.host_controlnet_gib),
+        )
         parts = NetworkParts(self.options, ())
         self._nets = ResidentControlNets(self._sources, self.options, parts, options.n_controlnets_max, progress)
         half = setup.rank if partner is not None else None

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from engine.models import ModelSpec, SdxlModels, build_models, load_local
 from engine.registry.admission import Label, admit, verify
+from engine.registry.checked_stream import Consume
 from engine.registry.checkpoint_check import PARTS, check_checkpoint
-from engine.registry.safetensors_header import AddOnRefusedError
+from engine.registry.safetensors_header import AddOnRefusedError, SafetensorsHeader
 from engine.registry.shapes import architecture
 from engine.registry.store import FolderStore, StoreError
 from engine.serving.job import Job
@@ -144,6 +145,26 @@ def test_settings_of_another_family_are_refused(folder: Path, file: str, change:
         check(folder)
     with pytest.raises(AddOnRefusedError, match=reason):
         load_local(folder, "cpu", torch.float32, ModelSpec.tiny())
+
+
+def test_every_part_reports_progress_and_a_check_that_is_given_up_ends(folder: Path) -> None:
+    store, seen, given = FolderStore(folder.parent.parent), set(), []
+
+    def keep(part: str, header: SafetensorsHeader) -> Consume:
+        seen.add(part)
+        return lambda piece, raw: given.append(piece.n_bytes)
+
+    n_calls = []
+    facts = check_checkpoint(store, KEY, tiny(), progress=lambda: n_calls.append(1), keep=keep)
+    assert seen == set(PARTS)
+    assert len(n_calls) >= 3 * len(PARTS)  # length, header and body of each
+    assert 0 < sum(given) < facts.file_bytes, "what is kept are the values, without the headers"
+
+    def stop() -> None:
+        raise KeyError("given up")
+
+    with pytest.raises(KeyError, match="given up"):
+        check_checkpoint(store, KEY, tiny(), progress=stop)
 
 
 def test_a_checkpoint_of_another_architecture_and_a_missing_part_are_refused(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.serving.job import ControlUse, Job
-from engine.workers.model_sources import ControlNetWeights
+from engine.workers.model_sources import ModelWeights
 from engine.workers.painter import JobError
 from engine.workers.sdxl_controlnets import SdxlControlHost, make_control_host
 from tests.engine.workers.rig import line_pair, no_progress, painter_of, setup_of
@@ -33,7 +33,7 @@ class SlowReads:
         self.begun, self.let_go = threading.Event(), threading.Event()
         host._sources.read_controlnet = self.read  # type: ignore[method-assign]
 
-    def read(self, model_id: str) -> ControlNetWeights:
+    def read(self, model_id: str) -> ModelWeights:
         self.begun.set()
         assert self.let_go.wait(20.0)
         return self._read(model_id)
