@@ -25,6 +25,7 @@ TAKEN_OVER: Final[dict[str, tuple[str, str]]] = {
     ),
     "diffusers_tuned.request_overhead": ("diffusers.request_overhead", "as the stock pipeline"),
     "engine.controlnet_load": ("engine.checkpoint_load", "the same code as for a checkpoint"),
+    "engine.controlnet_read": ("engine.checkpoint_read", "the same code as for a checkpoint"),
 }
 """Law to (the law it is taken from, why)."""
 

@@ -20,7 +20,8 @@ from calibrate import fingerprint
 from calibrate.extent import Extent, Shape, tiny_extent
 from calibrate.measurement import Features, Measurements, read_measurements
 from calibrate.points import Task, fit_step_task
-from calibrate.profile import RESIDUAL_LEVELS, LatencyProfile, Law
+from calibrate.profile import RESIDUAL_LEVELS, LatencyProfile, Law, has_loads_in_two_parts
+from calibrate.recipes import FROM_HOST_TIER, IN_ONE
 from calibrate.run import RunOptions, hardware_of, run_session
 from traces.problems import InputError, one_problem
 
@@ -94,7 +95,7 @@ def check_profile(profile: LatencyProfile, device: str, options: RunOptions) -> 
             f"profile {profile.profile_id}", f"was measured on {profile.gpu_kind}, this machine has {here}",
             "a profile of this GPU kind", "Measure one: calibrate run.",
         )  # fmt: skip
-    path = run_session(extent, options, check_blocks(extent))
+    path = run_session(extent, options, check_blocks(extent, has_host_tier=has_loads_in_two_parts(profile)))
     measured = read_measurements(path)
     session = measured.sessions[0]
     checks = verdicts(profile, measured)
@@ -147,8 +148,12 @@ def _shapes(law: Law | None) -> tuple[Shape, ...]:
     return tuple(dict.fromkeys([first, *by_work[-1:], *by_work[:1]]))[:SIZES_MAX]
 
 
-def check_blocks(extent: Extent) -> list[list[Task]]:
-    """Two rounds of each point, so that a passing disturbance does not decide."""
+def check_blocks(extent: Extent, *, has_host_tier: bool = False) -> list[list[Task]]:
+    """Two rounds of each point, so that a passing disturbance does not decide.
+
+    Args:
+        has_host_tier: the profile's loads are from the engine's host tier; else they are read, checked and copied in one.
+    """
     pixels = Features(n_images=1, width_px=extent.width_px, height_px=extent.height_px)
     rank = LORA_RANK if extent.model == "sdxl" else extent.lora_ranks[len(extent.lora_ranks) // 2]
     tasks = [fit_step_task(extent, shape) for shape in extent.fit_shapes]
@@ -159,7 +164,16 @@ def check_blocks(extent: Extent) -> list[list[Task]]:
         tasks.append(Task("decode", station, "vae_decode", pixels, 5))
         tasks.append(Task("decode", station, "text_encode", Features(), 7))
     tasks.append(Task("loras", "engine", "lora", Features(variant=f"rank{rank}"), 4, cost_s=4))
-    once = [Task("loads", "engine", "load", Features(variant="controlnet_serving"), 2, cost_s=6)]
+    once = [
+        Task(
+            "loads",
+            "engine",
+            "load",
+            Features(variant=f"controlnet{FROM_HOST_TIER if has_host_tier else IN_ONE}"),
+            2,
+            cost_s=6,
+        )
+    ]
     return [tasks, tasks, once]
 
 

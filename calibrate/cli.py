@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -132,8 +133,12 @@ def fit(
             help="UTC, such as 2026-11-24T00:40: jobs served by sessions that began before are of an older engine, and hardly used."
         ),
     ] = "",
+    fill_from: Annotated[
+        str, typer.Option(help="Profile of another GPU: what was not measured here is carried over from it, as assumed.")
+    ] = "",
 ) -> None:
     """Fit a latency profile to the measurements of one or more sessions."""
+    from calibrate.fill import filled_from
     from calibrate.fit import fit_profile
     from calibrate.measurement import merge, read_measurements
     from calibrate.output import write_fit
@@ -151,6 +156,9 @@ def fit(
         borrowed=older,
         served_since=served_since,
     )
+    if fill_from:
+        filled = filled_from(fitted.profile, load_profile(fill_from), seed=seed)
+        fitted = dataclasses.replace(fitted, profile=filled)
     for path in write_fit(fitted, out):
         sys.stderr.write(f"wrote {path}\n")
     sys.stdout.write(f"{load_profile(str(out)).profile_id}\n")

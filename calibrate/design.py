@@ -28,7 +28,8 @@ PER_STEP: Final = {"engine.unet_step": 1.0, "engine.controlnet_step": 0.5, "diff
 """How often in a step of a typical request; halves of the UNet are in its whole."""
 PER_REQUEST: Final = {
     "engine.vae_decode": 1.0, "engine.text_encode": 1.0, "engine.lora_attach": 0.5, "engine.lora_detach": 0.5,
-    "lora_fetch.local": 0.1, "engine.checkpoint_load": 0.02, "engine.controlnet_load": 0.05, "e2e.colocated": 0.5,
+    "lora_fetch.local": 0.1, "engine.checkpoint_load": 0.02, "engine.controlnet_load": 0.05,
+    "engine.checkpoint_read": 0.005, "engine.controlnet_read": 0.01, "e2e.colocated": 0.5,
     "e2e.diffusers_tuned": 0.2, "e2e.diffusers": 0.1, "serving.overhead": 1.0,
 }  # fmt: skip
 OTHERWISE: Final = 0.02

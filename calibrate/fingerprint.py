@@ -8,10 +8,19 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
+SOLD_AS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "nvidia-h100-80gb-hbm3": "nvidia-h100",
+        "nvidia-a100-sxm4-80gb": "nvidia-a100-80gb",
+    }
+)
+"""What drivers call the GPUs that price tables know by a shorter name; cards of another form factor keep theirs."""
 PACKAGES: Final = ("torch", "triton", "diffusers", "transformers", "peft", "safetensors", "numpy", "diffplan")
 _CLOCK_QUERY: Final = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
 
@@ -68,8 +77,9 @@ def engine_digest() -> str:
 
 
 def gpu_kind(gpu_name: str) -> str:
-    """``NVIDIA H200`` becomes ``nvidia-h200``, the spelling of allocations and price tables."""
-    return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
+    """``NVIDIA H200`` becomes ``nvidia-h200``, the spelling of allocations and price tables; also where drivers say more."""
+    plain = re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
+    return SOLD_AS.get(plain, plain)
 
 
 def _nvidia_smi(query: str) -> list[str]:

@@ -20,6 +20,7 @@ from calibrate.laws import evaluate
 from calibrate.measurement import Measurement, Measurements
 from calibrate.profile import (
     LAW_FEATURES,
+    READ_LAWS,
     RESIDUAL_LEVELS,
     STACKS,
     Form,
@@ -28,19 +29,19 @@ from calibrate.profile import (
     Status,
     is_of_sizes,
 )
-from calibrate.recipes import SUMMED, Medians, Recipe
+from calibrate.recipes import FROM_FILE, SUMMED, Medians, Recipe
 from calibrate.served import lora_waits
 from traces.problems import InputError, Problem, one_problem
 
 # Sizes of weights differ by headers and alignment; a box in bytes is that much wider than what was measured.
 BYTES_BOX_RATIO: Final = 0.02
-LENT: Final = ("engine.residual_exchange", "engine.checkpoint_load", "engine.controlnet_load")
+OF_AN_OLDER_ENGINE: Final = ("engine.checkpoint_load", "engine.controlnet_load", *READ_LAWS)
+LENT: Final = ("engine.residual_exchange", *OF_AN_OLDER_ENGINE)
 """What sessions of an older engine may supply where there is nothing newer: links; loads, which count as assumed then."""
 LENT_STACKS: Final = ("diffusers", "diffusers_tuned")
 """Stacks that are not ours: of these also single sizes that the newer sessions lack."""
 STILL_SERVED: Final = ("serving.denoise", "serving.decode")
 """Stages that run on the GPU alone, so that an engine with a quicker host takes as long for them."""
-OF_AN_OLDER_ENGINE: Final = ("engine.checkpoint_load", "engine.controlnet_load")
 
 
 @dataclass(frozen=True)
@@ -240,9 +241,9 @@ def _marked_as_lent(estimator: Estimator, recipe: Recipe, law: Law, lenders: Map
     )
     if law.name not in OF_AN_OLDER_ENGINE:
         return dataclasses.replace(law, source=said)
-    return dataclasses.replace(
-        law, status="assumed", source=f"{said}, with an older engine that loaded straight to the GPU"
-    )
+    is_straight = all(cell[2].variant.endswith(FROM_FILE) for source in recipe.sources for cell in source.cells)
+    how = "with an older engine" + (" that loaded straight to the GPU" if is_straight else "")
+    return dataclasses.replace(law, status="assumed", source=f"{said}, {how}")
 
 
 def _law(estimator: Estimator, law: str, estimate: Parameters, lenders: Mapping[str, str]) -> Law:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from calibrate.clock import DeviceClock
+from calibrate.loads import ServingLoads, What
 from calibrate.lora_tier import LoraTier
 from calibrate.measurement import Features
 from calibrate.rig import RigSetup, Timed
@@ -31,7 +32,6 @@ from engine.lora import PinnedLora
 from engine.models import ModelSpec, build_controlnet, build_models, bytes_of
 from engine.options import ControlInput, EngineOptions, ImageRequest, PromptEmbeddings
 from engine.pixels import encode_png
-from engine.workers.model_sources import ModelSources
 from engine.workers.sdxl_painter import to_uint8
 
 
@@ -294,8 +294,8 @@ class EngineRig:
     def _time_load(self, features: Features, n_repeats: int) -> list[Timed]:
         """Weights into the tensors that the captured graphs hold; ``variant`` is ``WHAT_SOURCE``."""
         what, source = features.variant.rsplit("_", 1)
-        if source == "serving":
-            return self._serving_loads(what, features, n_repeats)
+        if source in {"serving", "host"}:
+            return self._serving_loads("controlnet" if what == "controlnet" else "checkpoint", source, n_repeats)
         if what == "controlnet":
             net = next(iter(self.controlnets.values()))
             save_controlnet(self.setup, net)
@@ -312,26 +312,27 @@ class EngineRig:
         quantity = "controlnet_load" if what == "controlnet" else "checkpoint_load"
         return [self._timed(quantity, Features(n_bytes=n_bytes, variant=features.variant), values)]
 
-    def _serving_loads(self, what: str, features: Features, n_repeats: int) -> list[Timed]:
-        """As the engine's workers replace a resident checkpoint or ControlNet: checked, to the CPU, then into its memory."""
+    def _serving_loads(self, what: What, source: str, n_repeats: int) -> list[Timed]:
+        """As the engine's workers replace a resident checkpoint or ControlNet.
+
+        ``source`` ``serving``: one that their host tier does not hold. ``host``: one that it holds, and how long it takes to get it there.
+        """
         if what == "controlnet":
-            net = next(iter(self.controlnets.values()))
-            folder, kind = save_controlnet(self.setup, net), "controlnet"
+            target: Any = next(iter(self.controlnets.values()))
+            folder = save_controlnet(self.setup, target)
         else:
-            folder, kind = save_pipeline(self.setup, self.models), "base"
-        entry = {"kind": kind, "architecture": self.spec.name, "file": folder.name}
-        sources = ModelSources(self.spec, {"stored": entry}, str(folder.parent))
-
-        def load() -> None:
-            if what == "controlnet":
-                sources.controlnet_into("stored", net)
-            else:
-                sources.checkpoint_into("stored", self.models)
-
-        n_bytes = sum(path.stat().st_size for path in weight_files(folder))
-        values = [self.clock.wall(load) for _ in range(n_repeats + 1)][1:]
-        quantity = "controlnet_load" if what == "controlnet" else "checkpoint_load"
-        return [self._timed(quantity, Features(n_bytes=n_bytes, variant=features.variant), values)]
+            target, folder = self.models, save_pipeline(self.setup, self.models)
+        loads = ServingLoads(what, folder, self.spec, self.options, target)
+        if source == "serving":
+            found = [self._timed(f"{what}_load", loads.features(source), loads.both(n_repeats))]
+        else:
+            found = [
+                self._timed(f"{what}_read", loads.features("store"), loads.reads(n_repeats)),
+                self._timed(f"{what}_load", loads.features(source), loads.copies(n_repeats)),
+            ]
+        loads.close()
+        self._facts |= loads.facts
+        return found
 
     def _time_memory(self, features: Features, n_repeats: int) -> list[Timed]:
         """Peak memory of images beyond the weights, and the bytes a ControlNet sends per step and sample; facts, no times."""

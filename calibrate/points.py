@@ -225,8 +225,11 @@ def load_tasks(extent: Extent) -> list[Task]:
     """Checkpoints and ControlNets onto the device, as the engine's workers load them and as the stock pipeline does."""
     nets = ["controlnet"] if extent.n_controlnets else []
     found = []
-    for variant in ("checkpoint", *nets):
-        found.append(Task("loads", "engine", "load", Features(variant=f"{variant}_serving"), 2, cost_s=15))
+    for variant, cost_s in (("checkpoint", 4.0), *((net, 1.5) for net in nets)):
+        host, serving = Features(variant=f"{variant}_host"), Features(variant=f"{variant}_serving")
+        # The files are written once; each repetition reads them anew. Copies from the host tier cost next to nothing.
+        found.append(Task("loads", "engine", "load", host, 5, cost_s=7 * cost_s))
+        found.append(Task("loads", "engine", "load", serving, 1, cost_s=cost_s))
     for variant in ("checkpoint", "unet", "text_encoder_2", "vae", *nets):
         found.append(Task("loads", "stock", "load", Features(variant=variant), 2, cost_s=5))
     found.append(Task("loads", "stock", "load", Features(variant="text_encoder"), 2, is_held_out=True))

@@ -81,15 +81,21 @@ LAW_FEATURES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({
     "lora_fetch.local": ("n_bytes",),
     "lora_fetch.disk": ("n_bytes",),
     "lora_fetch.remote": ("n_bytes",),
-    # a checkpoint, or a ControlNet, from host memory (page cache) onto the device
+    # a checkpoint, or a ControlNet, from host memory (page cache) onto the device; of our engine, where the profile has the next
+    # two laws: from the host tier, checked and page-locked already, onto the device
     **{f"{stack}.checkpoint_load": ("n_bytes",) for stack in STACKS},
     **{f"{stack}.controlnet_load": ("n_bytes",) for stack in STACKS},
-    # a checkpoint or ControlNet that no host tier holds yet
+    # its files, in the page cache, into the host tier: read, checked, page-locked; a profile without these has it in the loads
+    "engine.checkpoint_read": ("n_bytes",),
+    "engine.controlnet_read": ("n_bytes",),
+    # a checkpoint or ControlNet that no host tier holds yet, over the network
     "model_fetch.remote": ("n_bytes",),
     # process start to ready for the first request, compile artefacts kept
     **{f"{stack}.worker_start": () for stack in STACKS},
 })  # fmt: skip
 
+READ_LAWS: Final = ("engine.checkpoint_read", "engine.controlnet_read")
+"""With them loads of our engine are in two parts: into the host tier, and from there onto the device; without, in one."""
 FACTS: Final = (
     "device_memory_gib",
     "checkpoint_gib",
@@ -312,3 +318,8 @@ def _all_at_points(law: Law, arrays: Mapping[str, Floats]) -> bool:
 
 def _worse(a: Grade, b: Grade) -> Grade:
     return GRADES[max(GRADES.index(a), GRADES.index(b))]
+
+
+def has_loads_in_two_parts(profile: LatencyProfile) -> bool:
+    """Whether loads of our engine are from its host tier, with reading and checking in laws of their own."""
+    return any(name in profile.laws for name in READ_LAWS)

@@ -20,6 +20,7 @@ from calibrate.profile import (
     FACTS,
     FORM_PARAMETERS,
     LAW_FEATURES,
+    READ_LAWS,
     RESIDUAL_LEVELS,
     STACKS,
     Fact,
@@ -38,6 +39,7 @@ LAWS_SINCE_2: Final = (
     "engine.latent_input",
     "engine.control_input",
     "engine.lora_wait",
+    *READ_LAWS,
 )
 FILE_BYTES_MAX: Final = 64 * 2**20
 

@@ -26,6 +26,11 @@ SUMMED: Final[Mapping[str, tuple[str, str]]] = {
 DIFFERENCE: Final = "controlnet_difference"
 """Made of two quantities, see :func:`with_controlnet_differences`."""
 MODES: Final = ("compiled", "graph", "eager", "")
+FROM_HOST_TIER: Final = "_host"
+INTO_HOST_TIER: Final = "_store"
+IN_ONE: Final = "_serving"
+FROM_FILE: Final = "_file"
+"""Endings of ``variant`` of a load's rows: what was loaded from where, see :func:`how_loaded`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,10 @@ def _of_variants(variants: set[str]) -> Callable[[Features], bool]:
     return lambda features: features.variant in variants
 
 
+def _ends_with(ending: str) -> Callable[[Features], bool]:
+    return lambda features: features.variant.endswith(ending)
+
+
 def _by(found: list[Cell], key: Callable[[Features], object]) -> dict[object, list[Cell]]:
     groups: dict[object, list[Cell]] = {}
     for cell in found:
@@ -136,7 +145,8 @@ def with_controlnet_differences(cells: Cells) -> Cells:
     """The cells, and what each ControlNet adds to a step where it was timed inside the pipeline.
 
     Each repetition with ControlNets minus the median without them of the same session: between sessions, eager execution differs by
-    more than a ControlNet takes.
+    more than a ControlNet takes. Where most steps with one were no longer than those without, the host's launches were all that was
+    timed: nothing is known of the ControlNet then, and a law of sizes must not be drawn through it.
     """
     found = dict(cells.values)
     for stack in STACKS:
@@ -145,7 +155,7 @@ def with_controlnet_differences(cells: Cells) -> Cells:
             added = {
                 session: np.maximum((values - float(np.median(plain[session]))) / cell[2].n_controlnets, 1e-6)
                 for session, values in cells.values[cell].items()
-                if session in plain
+                if session in plain and float(np.median(values)) > float(np.median(plain[session]))
             }
             if added:
                 found[f"{stack}.{DIFFERENCE}", cell[1], cell[2]] = added
@@ -157,7 +167,8 @@ def difference_recipe(cells: Cells, law: str, stack: str) -> Recipe | None:
     found = cells.matching(f"{stack}.{DIFFERENCE}")
     sources = tuple(Source((float(cell[2].forward_batch), cell[2].megapixels), (cell,), _one(cell)) for cell in found)
     text = (
-        f"medians of {stack}.step_with_controlnets minus median {stack}.unet_step of the same session, by forward batch"
+        f"medians of {stack}.step_with_controlnets minus median {stack}.unet_step of the same session, by forward batch, "
+        "where it is above zero"
     )
     return Recipe(law, sources, text, is_direct=False, has_floor=True) if sources else None
 
@@ -181,6 +192,31 @@ def bytes_recipe(
         kinds = sorted({cell[2].variant for cell in fastest if cell[2].variant})
         text = f"medians of {' and '.join(quantities)}, by size" + (f" ({', '.join(kinds)})" if kinds else "")
     return Recipe(law, tuple(sources), text, is_direct=not adds) if sources else None
+
+
+def how_loaded(cells: Cells) -> str:
+    """Ending of the variants that our engine's loads are taken from: the way its workers really load, as far as that was measured.
+
+    In two parts where both were; else read, checked and copied in one; else straight from the file to the device. Never a mixture: a
+    read in a load would count twice, or not at all.
+    """
+
+    def has(part: str, ending: str) -> bool:
+        return any(cells.matching(f"engine.{kind}_{part}", _ends_with(ending)) for kind in ("checkpoint", "controlnet"))
+
+    if has("load", FROM_HOST_TIER) and has("read", INTO_HOST_TIER):
+        return FROM_HOST_TIER
+    return IN_ONE if cells.matching("engine.checkpoint_load", _ends_with(IN_ONE)) else FROM_FILE
+
+
+def load_recipes(cells: Cells, stack: str, part: str, ending: str) -> list[Recipe | None]:
+    """Checkpoints and ControlNets, loaded or read. One module or four go the same way, so both laws share sizes of single modules."""
+    quantities = (f"{stack}.checkpoint_{part}", f"{stack}.controlnet_{part}")
+    single = {f"{module}{ending}" for module in ("unet", "text_encoder_2", "vae", "controlnet")}
+    return [
+        bytes_recipe(cells, quantities[0], quantities, _of_variants({f"checkpoint{ending}"} | single)),
+        bytes_recipe(cells, quantities[1], quantities, _of_variants(single)),
+    ]
 
 
 def fetch_recipe(cells: Cells, law: str) -> Recipe | None:
@@ -249,17 +285,11 @@ def direct_recipes(cells: Cells, medians: Medians, choice: ModeChoice) -> dict[s
     )
     for law in ("engine.encoder_step", "engine.decoder_step"):
         found.append(step_recipe(cells, law, choice, _is_plain_step))
-    # the way our workers really load, where it was measured; else straight from the file to the device
-    serving = cells.matching("engine.checkpoint_load", lambda f: f.variant.endswith("_serving"))
-    for stack, ending in (("diffusers", ""), ("engine", "_serving" if serving else "_file")):
-        # one module or four go the same way, so both laws share the sizes of single modules
-        loads = (f"{stack}.checkpoint_load", f"{stack}.controlnet_load")
-        whole, single = (
-            {f"checkpoint{ending}"},
-            {f"{part}{ending}" for part in ("unet", "text_encoder_2", "vae", "controlnet")},
-        )
-        found.append(bytes_recipe(cells, loads[0], loads, _of_variants(whole | single)))
-        found.append(bytes_recipe(cells, loads[1], loads, _of_variants(single)))
+    how = how_loaded(cells)
+    found += load_recipes(cells, "diffusers", "load", "")
+    found += load_recipes(cells, "engine", "load", how)
+    if how == FROM_HOST_TIER:
+        found += load_recipes(cells, "engine", "read", INTO_HOST_TIER)
     for law in ("lora_fetch.local", "lora_fetch.disk"):
         found.append(fetch_recipe(cells, law) or bytes_recipe(cells, law, (law,), lambda f: True))
     found.append(transfer_recipe(cells))

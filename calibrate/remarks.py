@@ -12,7 +12,8 @@ from calibrate.compose import STACK_OF, CheckRow
 from calibrate.estimate import Estimator
 from calibrate.heldout import HeldOutPoint, notes_on
 from calibrate.measurement import Measurements, Session
-from calibrate.profile import LAW_FEATURES, STACKS, Law
+from calibrate.profile import LAW_FEATURES, READ_LAWS, STACKS, Law
+from calibrate.recipes import FROM_FILE, FROM_HOST_TIER, IN_ONE, INTO_HOST_TIER
 
 GIB: Final = 2**30
 HOST_SPREAD: Final = "One session, so one machine: how much another host differs is not in the intervals. Intervals are percentiles of the draws."
@@ -83,6 +84,29 @@ def _memory(sessions: tuple[Session, ...]) -> list[str]:
     return found
 
 
+def _loads(estimator: Estimator, laws: Mapping[str, Law]) -> list[str]:
+    """Which rows loads of our engine come from, where there are rows of loads in two parts."""
+    endings = (FROM_HOST_TIER, INTO_HOST_TIER, IN_ONE, FROM_FILE)
+    n_rows = dict.fromkeys(endings, 0)
+    for cell in estimator.cells.values:
+        if cell[0] in ("engine.checkpoint_load", "engine.controlnet_load", *READ_LAWS):
+            for ending in endings:
+                n_rows[ending] += estimator.cells.pooled(cell).size if cell[2].variant.endswith(ending) else 0
+    in_one = n_rows[IN_ONE] + n_rows[FROM_FILE]
+    if any(law in laws for law in READ_LAWS):
+        unused = f"; {in_one} rows of loads in one part are not used" if in_one else ""
+        return [
+            "Loads of our engine are in two parts, engine.*_read into the host tier and engine.*_load from there to the device"
+            f"{unused}."
+        ]
+    if n_rows[FROM_HOST_TIER] or n_rows[INTO_HOST_TIER]:
+        lacking = "reads into it" if n_rows[FROM_HOST_TIER] else "loads from it"
+        return [
+            f"Loads of our engine are in one part: there are rows of the host tier, but none of {lacking}, so they are not used."
+        ]
+    return []
+
+
 def notes(
     estimator: Estimator,
     laws: Mapping[str, Law],
@@ -121,7 +145,8 @@ def notes(
     ]
     if chosen:
         found.append(f"Forms chosen by mean error at sizes left out one by one: {'; '.join(chosen)}.")
-    missing = sorted(set(LAW_FEATURES) - set(laws))
+    found += _loads(estimator, laws)
+    missing = sorted(set(LAW_FEATURES) - set(READ_LAWS) - set(laws))
     if missing:
         found.append(f"Not measured and not assumed: {', '.join(missing)}.")
     for name in STACKS:

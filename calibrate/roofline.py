@@ -18,7 +18,7 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from calibrate.profile import Fact, LatencyProfile, Law
+from calibrate.profile import Fact, LatencyProfile, Law, has_loads_in_two_parts
 from calibrate.roofline_gpus import GIB, Datasheet, datasheet_of
 from traces.problems import one_problem
 
@@ -59,6 +59,7 @@ _VAE = Split(
     "10.5 TFLOP an image at the 800 TFLOP/s measured are 13 of 24 ms; the rest is norms and upsampling",
 )  # fmt: skip
 _HOST = Split({"host": 1.0}, {"host": 1.0}, "files, Python and the host's processor")
+_HOST_TIER_LOAD = Split({"pcie": 1.0}, {"host": 1.0}, "copies from page-locked memory")
 _LOAD = Split(
     {"pcie": 0.15, "host": 0.85}, {"host": 1.0}, "55 GB/s over PCIe measured, loads reach 7 GB/s: the host bounds them"
 )
@@ -84,8 +85,8 @@ SPLITS: Final[Mapping[str, Split]] = {
 """Laws with a split of their own; the others go by their ending, see :func:`split_of`."""
 
 
-def split_of(law: str) -> Split:
-    """What bounds a law."""
+def split_of(law: str, *, has_host_tier: bool = False) -> Split:
+    """What bounds a law; ``has_host_tier``: loads of our engine are no more than copies from page-locked memory."""
     if law in SPLITS:
         return SPLITS[law]
     if law.endswith("_step"):
@@ -93,7 +94,7 @@ def split_of(law: str) -> Split:
     if law.endswith(".vae_decode"):
         return _VAE
     if law.endswith("_load"):
-        return _LOAD
+        return _HOST_TIER_LOAD if has_host_tier and law.startswith("engine.") else _LOAD
     return _HOST
 
 
@@ -113,7 +114,7 @@ def transfer_profile(profile: LatencyProfile, to: str, *, seed: int = 2026) -> L
     if source.gpu_kind == target.gpu_kind:
         raise one_problem("--to", f"got {to!r}, the GPU of the profile", "another GPU", "Use the profile as it is.")
     laws = {
-        name: _transferred(law, source, target, profile.profile_id)
+        name: _transferred(law, source, target, profile)
         for name, law in profile.laws.items()
         if target.nvlink_gb_per_s or not name.endswith(".nvlink")
     }
@@ -189,8 +190,8 @@ def _part(split: Split, parameter: str) -> Mapping[Resource, float]:
     )
 
 
-def _transferred(law: Law, source: Datasheet, target: Datasheet, profile_id: str) -> Law:
-    split = split_of(law.name)
+def _transferred(law: Law, source: Datasheet, target: Datasheet, profile: LatencyProfile) -> Law:
+    split = split_of(law.name, has_host_tier=has_loads_in_two_parts(profile))
     parameters = {
         name: value * _factor(_part(split, name), source, target, _AS_SAID) for name, value in law.parameters.items()
     }
@@ -200,7 +201,7 @@ def _transferred(law: Law, source: Datasheet, target: Datasheet, profile_id: str
 
     parts = [f"growing part {words(split.growing)}" if split.growing and len(law.parameters) > 1 else ""]
     parts += [f"fixed part {words(split.fixed)}" if split.fixed else ""]
-    text = f"roofline from {source.gpu_kind} (profile {profile_id}), bound by: {'; '.join(p for p in parts if p)} ({split.source})"
+    text = f"roofline from {source.gpu_kind} (profile {profile.profile_id}), bound by: {'; '.join(p for p in parts if p)} ({split.source})"
     if law.status == "assumed":
         text += f"; there {law.source}"
     return dataclasses.replace(
@@ -218,7 +219,7 @@ def _draws(
     reached = {name: np.exp(math.log(spread[name]) / Z_90 * rng.standard_normal(n)) for name in RESOURCES}
     found = {}
     for name, law in sorted(laws.items()):
-        split = split_of(name)
+        split = split_of(name, has_host_tier=has_loads_in_two_parts(profile))
         own = np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(f"{target.gpu_kind}|{name}".encode())]))
         split_ratio = np.exp(math.log(SPLIT_SPREAD) / Z_90 * own.standard_normal(n))
         if set(split.growing) | set(split.fixed) <= {"network"}:

@@ -20,6 +20,7 @@ def example_features(law: Law, profile: LatencyProfile) -> dict[str, float]:
         "lora": 186.0 * MB,
         "checkpoint": 6.9e9,
         "controlnet_load": 2.5e9,
+        "controlnet_read": 2.5e9,
         "residual": 2 * profile.facts["residual_bytes_per_sample"].value
         if "residual_bytes_per_sample" in profile.facts
         else 107.5 * MB,

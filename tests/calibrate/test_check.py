@@ -81,6 +81,12 @@ def test_the_shipped_profile_is_checked_at_sizes_that_it_was_fitted_at() -> None
     assert {task.station for block in check_blocks(extent) for task in block} == {"engine", "stock"}
 
 
+@pytest.mark.parametrize(("has_host_tier", "variant"), [(True, "controlnet_host"), (False, "controlnet_serving")])
+def test_a_load_is_measured_the_way_the_law_means_it(has_host_tier: bool, variant: str) -> None:
+    blocks = check_blocks(check_extent(load_profile("h200"), "cuda"), has_host_tier=has_host_tier)
+    assert [task.features.variant for block in blocks for task in block if task.part == "loads"] == [variant]
+
+
 def test_laws_of_whole_jobs_are_not_judged_by_their_parts() -> None:
     law = _law("engine.unet_step", 0.01, source="median over kinds of jobs of serving.denoise")
     assert verdicts(_profile(law), _measured([9.0])) == ()
@@ -140,7 +146,7 @@ def test_a_check_measures_here_and_finds_the_drift(tmp_path: Path, monkeypatch: 
     )
     fast = _law("engine.encoder_step", 1e-3, points=slow.points, domain=slow.domain)
     blocks = checking.check_blocks
-    monkeypatch.setattr(checking, "check_blocks", lambda extent: [blocks(extent)[0][:1]])
+    monkeypatch.setattr(checking, "check_blocks", lambda extent, **how: [blocks(extent, **how)[0][:1]])
     report = check_profile(_profile(slow, fast), "cpu", RunOptions(tmp_path / "run", is_inline=True))
     assert {check.law: check.verdict for check in report.checks} == {
         "engine.unet_step": "faster", "engine.encoder_step": "slower",

@@ -13,7 +13,7 @@ from calibrate.fit import fit_profile
 from calibrate.laws import evaluate, fit_form
 from calibrate.measurement import Features, Measurement, Measurements, Session, read_measurements
 from calibrate.output import write_fit
-from calibrate.profile import LAW_FEATURES
+from calibrate.profile import LAW_FEATURES, READ_LAWS, has_loads_in_two_parts
 from calibrate.profile_file import load_profile
 from traces.problems import InputError
 
@@ -127,7 +127,7 @@ def test_laws_that_nobody_measured_are_assumed_with_a_source_or_named_as_missing
     assert "100 Gb/s" in profile.laws["engine.residual_transfer.network"].source
     assert profile.laws["diffusers_tuned.controlnet_step"].status == "assumed"
     assert "engine.controlnet_step" in profile.laws["diffusers_tuned.controlnet_step"].source
-    missing = set(LAW_FEATURES) - set(profile.laws)
+    missing = set(LAW_FEATURES) - set(READ_LAWS) - set(profile.laws)
     assert "engine.worker_start" in missing
     assert all(any(law in note for note in profile.notes) for law in missing)
 
@@ -288,6 +288,54 @@ def test_loads_are_taken_the_way_workers_really_load_where_that_was_measured() -
     assert float(profile.predictor().seconds("engine.checkpoint_load", n_bytes=5e9)) == pytest.approx(2.5)
     profile = fit_profile(with_rows(synthetic(4), fast), n_draws=2).profile
     assert float(profile.predictor().seconds("engine.checkpoint_load", n_bytes=5e9)) == pytest.approx(0.625)
+
+
+CHECKPOINT_BYTES, CONTROLNET_BYTES = 6_900_000_000, 2_500_000_000
+
+
+def rows_of_loads(ending: str, part: str, bytes_per_s: float) -> list[tuple[str, str, Features, float]]:
+    return [
+        (f"engine.{kind}_{part}", "graph", Features(n_bytes=n, variant=f"{kind}{ending}"), n / bytes_per_s)
+        for kind, n in (("checkpoint", CHECKPOINT_BYTES), ("controlnet", CONTROLNET_BYTES))
+    ]
+
+
+IN_ONE = rows_of_loads("_serving", "load", 1e9)
+INTO_HOST = rows_of_loads("_store", "read", 2e9)
+FROM_HOST = rows_of_loads("_host", "load", 50e9)
+
+
+def test_loads_in_two_parts_are_never_mixed_with_loads_in_one() -> None:
+    fitted = fit_profile(with_rows(synthetic(4), IN_ONE + INTO_HOST + FROM_HOST), n_draws=2)
+    seconds = fitted.profile.predictor().seconds
+    assert has_loads_in_two_parts(fitted.profile)
+    for kind, n in (("checkpoint", CHECKPOINT_BYTES), ("controlnet", CONTROLNET_BYTES)):
+        assert float(seconds(f"engine.{kind}_load", n_bytes=n)) == pytest.approx(n / 50e9)
+        assert float(seconds(f"engine.{kind}_read", n_bytes=n)) == pytest.approx(n / 2e9)
+    assert "serving" not in fitted.profile.laws["engine.checkpoint_load"].source
+    assert "_host" in fitted.profile.laws["engine.checkpoint_load"].source
+    assert any(
+        "two parts" in note and f"{3 * len(IN_ONE)} rows of loads in one part are not used" in note
+        for note in fitted.profile.notes
+    )
+
+
+@pytest.mark.parametrize(("half", "lacking"), [(INTO_HOST, "loads from it"), (FROM_HOST, "reads into it")])
+def test_half_of_a_load_in_two_parts_is_not_used(half: list[tuple[str, str, Features, float]], lacking: str) -> None:
+    profile = fit_profile(with_rows(synthetic(4), IN_ONE + half), n_draws=2).profile
+    assert float(profile.predictor().seconds("engine.checkpoint_load", n_bytes=CHECKPOINT_BYTES)) == pytest.approx(6.9)
+    assert not has_loads_in_two_parts(profile)
+    assert any(lacking in note for note in profile.notes)
+
+
+def test_a_newer_session_with_a_host_tier_lets_no_older_load_in() -> None:
+    """Older ControlNet rows are lent where the newer session has none; they are not of the host tier, so they are left out."""
+    old = with_rows(synthetic(6, "old"), IN_ONE, "old")
+    newer = with_rows(synthetic(5), [INTO_HOST[0], FROM_HOST[0]])
+    laws = fit_profile(newer, n_draws=2, borrowed=old).profile.laws
+    assert (laws["engine.checkpoint_load"].status, laws["engine.controlnet_load"].status) == ("measured", "assumed")
+    assert "taken from engine.checkpoint_load" in laws["engine.controlnet_load"].source
+    assert "taken from engine.checkpoint_read" in laws["engine.controlnet_read"].source
 
 
 def test_tuned_diffusers_loras_and_controlnets_count_as_measured_where_they_were() -> None:
