@@ -159,7 +159,7 @@ def paced(trace: Trace, spec: Spec, profile: LatencyProfile, *, extrapolate: boo
     sizes = Sizes.from_profile(profile, lora_bytes=LORA_BYTES, catalogue=Catalogue(entries))
     workload = build_workload(trace)
     # decoupled too by the laws of one process: on one GPU both workers share the device
-    table = build_service(workload, "colocated", profile, sizes, extrapolate=extrapolate, is_lora_store_local=True)
+    table = build_service(workload, "colocated", profile, sizes, extrapolate=extrapolate, is_store_local=True)
     first_use_s = float(table.lora_fetch_s.sum()) / len(workload)
     service_s = float(table.alone_s.mean()) + first_use_s
     arrival_s = trace.requests["arrival_s"].to_numpy(np.float64)

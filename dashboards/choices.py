@@ -14,7 +14,7 @@ from calibrate.profile_file import load_profile, shipped_profiles
 from dashboards import link, uploads
 from dashboards.plain_text import escaped
 from dashboards.settings import UPLOAD, Settings
-from dashboards.words import say
+from dashboards.words import say, translated
 from planner.prices import Price, age_warning, find_price, shipped_tables
 from planner.scenario import SAMPLE_PREFIX, Scenario, load_scenario, resolve, to_yaml
 from planner.strict_yaml import parse_strict
@@ -212,7 +212,7 @@ def _ask_price(scenario: Scenario, profile: LatencyProfile, folder: Path) -> Pri
             escaped(
                 say(
                     "side.price.quote",
-                    purchase=wanted.purchase.replace("_", " "),
+                    purchase=translated(wanted.purchase.replace("_", " ")),
                     gpu=profile.gpu_kind,
                     date=listed.as_of,
                 )
@@ -220,7 +220,7 @@ def _ask_price(scenario: Scenario, profile: LatencyProfile, folder: Path) -> Pri
         )
         stale = age_warning(listed, datetime.date.today())
         if stale:
-            st.warning(escaped(stale))
+            st.warning(escaped(translated(stale)))
         return listed
     beside = say("side.price.listed", price=f"{listed.price_usd_per_gpu_hour:.2f}") if listed else ""
     st.caption(escaped(say("side.price.own") + beside))

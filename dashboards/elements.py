@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from calibrate.profile import GRADES
-from dashboards.words import say
+from dashboards.words import problem_words, say
 
 CHART: Final = {"displayModeBar": False, "scrollZoom": False}
 HEIGHT_PX: Final = 380
@@ -110,7 +110,7 @@ def draw_problem(title: str, sentences: str) -> None:
     """What is wrong; the sentences may quote a visitor's file, so they are shown as they are."""
     with st.container(border=True):
         st.error(title, icon=":material/error:")
-        st.text(sentences)
+        st.text(problem_words(sentences))
 
 
 def draw_empty(sentence: str) -> None:

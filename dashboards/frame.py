@@ -15,7 +15,7 @@ from dashboards.choices import Choices, UnansweredError
 from dashboards.elements import draw_problem
 from dashboards.here import Here
 from dashboards.plain_text import escaped, rounded
-from dashboards.words import say
+from dashboards.words import problem_words, say, translated
 from planner.scenario import SAMPLE_PREFIX, resolve
 from traces.problems import InputError
 from traces.reader import read_trace
@@ -35,7 +35,8 @@ PAGES: Final = {
 """Pages in order, each with its icon. Page ``x`` is ``dashboards.pages.x.draw(here)``; its words begin with ``x.``."""
 LINE_OF_QUESTION: Final = re.compile(r"^question:\d+ ", re.MULTILINE)
 """Where in the question's text a fault is: a text that the visitor, who moved a field, never saw."""
-WITHOUT_QUESTION: Final = ("start",)
+FIRST: Final = "start"
+WITHOUT_QUESTION: Final = (FIRST,)
 """Pages on which the question is not repeated above."""
 
 
@@ -55,11 +56,19 @@ def show() -> None:
         return lambda: importlib.import_module(f"dashboards.pages.{name}").draw(here[0])
 
     pages = {
-        name: st.Page(drawer(name), title=say(f"{name}.nav"), icon=icon, url_path=name, default=name == "start")
+        name: st.Page(
+            drawer(name),
+            title=say(f"{name}.nav"),
+            icon=icon,
+            url_path=name if name != FIRST else "",
+            default=name == FIRST,
+        )
         for name, icon in PAGES.items()
     }
-    current = st.navigation(list(pages.values()), expanded=True)
-    name = next(name for name, page in pages.items() if page is current or page == current)
+    # the first page is served at the root only: its own name is a second, hidden address of it
+    named = st.Page(drawer(FIRST), title=say(f"{FIRST}.nav"), icon=PAGES[FIRST], url_path=FIRST, visibility="hidden")
+    current = st.navigation([*pages.values(), named], expanded=True)
+    name = next((name for name, page in pages.items() if page is current or page == current), FIRST)
     st.title(say(f"{name}.title"), anchor=False)
     st.caption(say(f"{name}.lead"))
     above = st.empty()
@@ -81,7 +90,7 @@ def _asked(page: str) -> tuple[Choices | None, Trace | None]:
         trace = trace_of(asked)
         plan_job.check_work(asked.scenario, trace)
     except UnansweredError as error:
-        st.info(escaped(str(error)), icon=":material/upload_file:")
+        st.info(escaped(problem_words(str(error))), icon=":material/upload_file:")
         return None, trace
     except InputError as error:
         draw_problem(say("frame.cannot_be_planned"), LINE_OF_QUESTION.sub("", str(error)))
@@ -121,7 +130,7 @@ def _read(reference: str, mtime_ns: int, size_bytes: int) -> Trace:
 def _draw_question(asked: Choices, trace: Trace) -> None:
     scenario = asked.scenario
     with st.container(border=True):
-        st.text(f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name)
+        st.text(f"{scenario.name}: {translated(scenario.description)}" if scenario.description else scenario.name)
         cut = ""
         if scenario.traffic.window is not None:
             window = scenario.traffic.window

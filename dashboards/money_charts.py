@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from dashboards.charts import COSTS, SAVES, TOTAL
 from dashboards.elements import plain_layout
-from dashboards.words import say
+from dashboards.words import say, translated
 from planner.explain import usd
 from planner.money.roi import Priced, Returns, Roi
 from planner.money.shares import Share
@@ -185,9 +185,9 @@ def tornado_words(returns: Returns) -> str:
 
 def share_name(share: Share) -> str:
     """What a row of a division is for, in the session's language where it is ours to name."""
-    if share.kind in {"controlnet", "checkpoint", "tenant", "lora group"}:
+    if share.kind in {"controlnet", "checkpoint", "tenant"}:
         return share.name or say("roi.nameless")
-    return say(f"roi.share.{share.kind}") if share.kind != "line" else share.name
+    return translated(share.name) if share.kind in {"line", "lora group"} else say(f"roi.share.{share.kind}")
 
 
 def grouped(rows: Sequence[Share]) -> list[tuple[str, int]]:

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 from calibrate.profile_file import shipped_profiles
 from dashboards import plan_process
 from planner import __version__
+from planner.kinds import as_planned
 from planner.plan_record import PlanRecord, read_plan
 from planner.prices import shipped_tables
 from planner.scenario import SAMPLE_PREFIX, Scenario, resolve, to_yaml
@@ -161,7 +162,10 @@ def _compute(scenario: Scenario, folder: Path, jobs: int, waiting: Waiting) -> P
     def read(out: Path) -> Plan:
         files = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
         files["scenario.yaml"] = to_yaml(scenario).encode()
-        return Plan(read_plan(out), files, scenario)
+        record = read_plan(out)
+        kinds = record.kinds  # what reads a plan later goes by the kind that it recommends
+        asked = as_planned(scenario, folder, kinds.base_gpu_kind, kinds.worker_gpu_kind) if kinds else scenario
+        return Plan(record, files, asked)
 
     return in_process("dashboards.plan_process", ["--jobs", str(jobs)], scenario, folder, waiting, read)
 

@@ -12,7 +12,7 @@ from dashboards import plan_job
 from dashboards.elements import draw_empty, draw_problem
 from dashboards.here import Here
 from dashboards.plan_job import BrokenError, Plan, RefusedError, Store
-from dashboards.words import say
+from dashboards.words import say, translated
 from planner.scenario import Scenario, to_yaml
 
 LAST: Final = "_last_plan"
@@ -80,9 +80,9 @@ def with_progress(scenario: Scenario, compute: Callable[[plan_job.Waiting], T]) 
         def waiting(text: str, elapsed_s: float) -> None:
             # every write is a point where Streamlit may end this run, because of the button, a change or a closed page
             if said.get("text") != text:
-                doing.text(text)
+                doing.text(translated(text))
                 said["text"] = text
-            clock.text(f"{elapsed_s:.0f} s")
+            clock.text(say("plan.clock", s=f"{elapsed_s:.0f}"))
 
         try:
             found = compute(waiting)

@@ -1,6 +1,6 @@
 """Draws a finished plan: the answer, its figures, the evidence, and the files to take away.
 
-Sentences that the planner wrote into the plan are English in every language of the page: they are the plan's own words.
+Sentences that the planner wrote into the plan are English there; :func:`dashboards.words.translated` says them in the page's language.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import streamlit as st
 
 from calibrate.profile import GRADES
 from dashboards import charts
+from dashboards.decision_blocks import draw_blocks
 from dashboards.elements import draw_chart, draw_csv, draw_grades
 from dashboards.plain_text import NONE, escaped, interval, percent, rounded, rounded_seconds
 from dashboards.plan_job import Plan
-from dashboards.words import language, say
+from dashboards.words import say, translated
 from planner.explain import usd
 from planner.plan_record import PlanRecord, TopologyRow
 from planner.report import count_words, money_words, seconds_words, share_words
+from planner.report_blocks import Grid, Heading
+from planner.report_risks import risks
 from planner.report_words import PROFILE_NOTE
 
 MIMES: Final = {
@@ -26,6 +29,8 @@ MIMES: Final = {
     "allocation.json": "application/json",
     "report.html": "text/html",
     "report.md": "text/markdown",
+    "report.ja.html": "text/html",
+    "report.ja.md": "text/markdown",
     "scenario.yaml": "application/yaml",
 }
 """Files that are offered beside the plan; the records of its run are on the page Export."""
@@ -46,10 +51,11 @@ def draw(plan: Plan) -> None:
     if charts.drawn_rows(record):
         st.caption(say("plan.side_by_side.note", n=record.n_replications, confidence=f"{100 * record.confidence:g}"))
     for why, names in reasons(record).items():
-        st.text(f"{', '.join(names)}: {why}")
+        st.text(f"{', '.join(names)}: {translated(why)}")
     if record.recommended is not None:
         _draw_allocation(record, record.row(record.recommended))
     _draw_sureness(record)
+    _draw_risks(record)
     _draw_grades(record)
     _draw_background(record)
     draw_files(plan.files)
@@ -65,19 +71,7 @@ def reasons(record: PlanRecord) -> dict[str, list[str]]:
 
 
 def _draw_answer(record: PlanRecord, row: TopologyRow) -> None:
-    if language() == "ja":  # the plan's own sentence is English; this one says the same in its figures
-        st.success(
-            escaped(
-                say(
-                    "plan.answer", topology=row.topology, n=row.n_gpus, share=f"{100 * record.slo_attainment_ratio:g}", latency=f"{record.slo_latency_s:g}",
-                    cost=usd(row.cost_usd_per_month),
-                )
-            ),
-            icon=":material/check_circle:",
-        )  # fmt: skip
-        st.text(record.sentence)
-    else:
-        st.success(escaped(record.sentence), icon=":material/check_circle:")
+    st.success(escaped(translated(record.sentence)), icon=":material/check_circle:")
     _draw_figures(record, row)
     draw_grades(row.grades.values(), say("plan.these_figures"))
 
@@ -119,12 +113,12 @@ def _label(text: str | None) -> str | None:
 def _draw_infeasible(record: PlanRecord) -> None:
     st.error(say("plan.infeasible"), icon=":material/block:")
     if record.infeasible is None:
-        st.text(record.sentence)
+        st.text(translated(record.sentence))
         return
     found = record.infeasible
     for key, text in (("plan.binds", found.binds), ("plan.why", found.why), ("plan.nearest", found.nearest)):
         st.markdown(f"**{say(key)}**")
-        st.text(text)
+        st.text(translated(text))
     if found.nearest_n_gpus is not None:
         columns = st.columns(2)
         columns[0].metric(say("plan.nearest_gpus"), count_words(found.nearest_n_gpus))
@@ -186,13 +180,13 @@ def _plain(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _draw_allocation(record: PlanRecord, row: TopologyRow) -> None:
     st.subheader(say("plan.allocation"), anchor=False)
-    shape = f", {row.shape}" if row.shape else ""
+    shape = f", {translated(row.shape)}" if row.shape else ""
     st.text(f"{row.topology}{shape}")
     busy, loading = say("plan.busy"), say("plan.loading")
     st.dataframe(
         pd.DataFrame({
             say("plan.pool"): [pool.name for pool in row.pools],
-            say("plan.role"): [pool.role for pool in row.pools],
+            say("plan.role"): [say(f"role.{pool.role}") for pool in row.pools],
             say("plan.replicas"): [pool.n_replicas for pool in row.pools],
             "GPUs": [pool.n_gpus for pool in row.pools],
             say("plan.hosts"): [
@@ -210,7 +204,7 @@ def _draw_allocation(record: PlanRecord, row: TopologyRow) -> None:
     )  # fmt: skip
     for key, text in (("plan.limited_by", record.limited_by), ("plan.runner_up", record.runner_up)):
         if text:
-            st.text(f"{say(key)}: {text}")
+            st.text(f"{say(key)}: {translated(text)}")
 
 
 def _draw_sureness(record: PlanRecord) -> None:
@@ -222,10 +216,10 @@ def _draw_sureness(record: PlanRecord) -> None:
     if chosen is not None:
         st.text(say("plan.selection", share=percent(chosen.probability_of_correct_selection, 1)))
         if chosen.checked_by:
-            st.caption(escaped(chosen.checked_by))
+            st.caption(escaped(translated(chosen.checked_by)))
     if record.flip_points:
         frame = pd.DataFrame({
-            say("plan.flip.what"): [escaped(point.what) for point in record.flip_points],
+            say("plan.flip.what"): [escaped(translated(point.what)) for point in record.flip_points],
             say("plan.flip.until"): [
                 f"× {point.winner_until:.3g}" if point.winner_until is not None
                 else say("plan.flip.never", low=f"{point.looked_from:g}", high=f"{point.looked_to:g}")
@@ -234,6 +228,14 @@ def _draw_sureness(record: PlanRecord) -> None:
             say("plan.flip.then"): [escaped(point.then or NONE) for point in record.flip_points],
         })  # fmt: skip
         st.table(frame, hide_index=True, alt=say("plan.flip.alt"))
+
+
+def _draw_risks(record: PlanRecord) -> None:
+    """What could make the plan wrong, each with what shows it and what to do."""
+    found = risks(record, None)
+    if found:
+        rows = tuple((risk.what, risk.shown_by, risk.do) for risk in found)
+        draw_blocks((Heading("Risks"), Grid(("risk", "shown by", "do"), rows)), "risks")
 
 
 def _draw_grades(record: PlanRecord) -> None:
@@ -261,11 +263,11 @@ def _draw_background(record: PlanRecord) -> None:
     if record.notes:
         st.subheader(say("plan.left_out"), anchor=False)
         own = [note for note in record.notes if not note.startswith(PROFILE_NOTE)]
-        st.text("\n".join(f"• {note}" for note in own))
+        st.text("\n".join(f"• {translated(note)}" for note in own))
         others = [note.removeprefix(PROFILE_NOTE) for note in record.notes if note.startswith(PROFILE_NOTE)]
         if others:
             with st.expander(say("plan.left_out.profile", n=len(others))):
-                st.text("\n".join(f"• {note}" for note in others))
+                st.text("\n".join(f"• {translated(note)}" for note in others))
     with st.expander(say("plan.traffic")):
         traffic = record.traffic
         rows = {
@@ -277,10 +279,10 @@ def _draw_background(record: PlanRecord) -> None:
         index = [say("plan.as_recorded"), say("plan.as_planned")]
         st.table(pd.DataFrame(rows, index=index).T, alt=say("plan.traffic"))
         st.text(
-            f"{traffic.source}; × {traffic.scale_factor:g} ({traffic.shift_law}); {rounded(traffic.duration_s / 3600, 'h')}"
+            f"{translated(traffic.source)}; × {traffic.scale_factor:g} ({traffic.shift_law}); {rounded(traffic.duration_s / 3600, 'h')}"
         )
         if traffic.notes:
-            st.text("\n".join(f"• {note}" for note in traffic.notes))
+            st.text("\n".join(f"• {translated(note)}" for note in traffic.notes))
     with st.expander(say("plan.alternatives")):
         if record.alternatives:
             st.dataframe(
@@ -294,7 +296,11 @@ def _draw_background(record: PlanRecord) -> None:
                 hide_index=True,
                 alt=say("plan.alternatives"),
             )  # fmt: skip
-        st.text("\n".join(f"{name}: {value}" for name, value in record.ids.model_dump().items() if value != ""))
+        st.text(
+            "\n".join(
+                f"{name}: {translated(str(value))}" for name, value in record.ids.model_dump().items() if value != ""
+            )
+        )
 
 
 def draw_files(files: dict[str, bytes]) -> None:

@@ -45,9 +45,9 @@ def check_allocation(bench: Bench, allocation: Allocation) -> Agreement | None:
     arrival_s = bench.workload.arrival_s
     until_s = float(arrival_s[CHECKED_REQUESTS_MAX]) if len(arrival_s) > CHECKED_REQUESTS_MAX else None
     services = {pool.name: bench.service for pool in allocation.pools_of("base")}
-    sizes, facts = bench.inputs.sizes, bench.inputs.facts
+    sizes, facts = bench.inputs.sizes, bench.inputs.facts_of(allocation)
     slow = simulate(bench.workload, allocation, services, sizes, facts, until_s=until_s)
-    fast = simulate_fast(bench.prepared, allocation, services, sizes, facts, until_s=until_s)
+    fast = simulate_fast(bench.prepared, bench.as_one_kind(allocation), services, sizes, facts, until_s=until_s)
     return _compare(slow, fast.outcome.times_s, f"{bench.service.topology}")
 
 

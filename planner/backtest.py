@@ -18,6 +18,7 @@ from planner.cost import cost_of
 from planner.explain import gpus_words, usd
 from planner.files import make_folder, write_texts
 from planner.plan_files import with_absolute_paths, write_plan
+from planner.plan_record import paid_gpus
 from planner.plan_run import PlanResult, make_plan
 from planner.replication import Run, load_inputs, run_allocation, service_table
 from planner.scenario import Scenario, Traffic, Window
@@ -145,6 +146,8 @@ def _part(scenario: Scenario, start_h: float, end_h: float) -> Scenario:
 
 def _score(name: str, rest: Scenario, folder: Path, planned: PlanResult, allocation: Allocation) -> Score:
     """One run on the rest, with the fitted profile: what happened, not what might have."""
+    if planned.scenario is not None:  # seen from the GPU kind that it recommends
+        rest = planned.scenario.model_copy(update={"traffic": rest.traffic})
     inputs = load_inputs(rest, folder)
     workload = build_traffic(rest, folder).workload
     topology = allocation.pools_of("base")[0].topology
@@ -152,7 +155,7 @@ def _score(name: str, rest: Scenario, folder: Path, planned: PlanResult, allocat
     service = service_table(rest, inputs, workload, topology, draw=None, noise_seed=seed, allocation=allocation)
     run: Run = run_allocation(rest, inputs, workload, allocation, service)
     cost = cost_of(
-        allocation.n_gpus, run.in_slo_images_per_s, planned.price.price_usd_per_gpu_hour, rest.prices.hours_per_month
+        paid_gpus(planned.record, allocation), run.in_slo_images_per_s, planned.price.price_usd_per_gpu_hour, rest.prices.hours_per_month
     )
     metrics = run.metrics
     return Score(

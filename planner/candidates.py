@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -22,6 +22,26 @@ Counts = tuple[int, ...]
 """Replicas of the base pool, then of each ControlNet pool of a shape, in the shape's order."""
 DEDICATED_LOAD_MIN: Final = 1.0
 """A ControlNet gets workers of its own only if it keeps at least one busy; a fraction of a worker is cheaper to share."""
+
+
+class WorkersOn(Protocol):
+    """What ControlNet workers run on."""
+
+    @property
+    def gpu_kind(self) -> str:
+        """The kind of GPU."""
+
+    @property
+    def facts(self) -> ProfileFacts:
+        """Its memory."""
+
+    @property
+    def price_ratio(self) -> float:
+        """Price of one of its GPU-hours over one of the base replicas' kind."""
+
+    @property
+    def gpus_max(self) -> int:
+        """Most of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +62,23 @@ class Shape:
     gpu_kind: str
     link: LinkKind
     policies: Policies
+    worker_gpu_kind: str = ""
+    """Of ControlNet pools; empty: as the base pool's."""
+    worker_price_ratio: float = 1.0
+    """Price of one of their GPU-hours over one of the base pool's."""
+
+    workers_max: int | None = None
+    """Most of them; None: base and ControlNet replicas together are limited."""
+
+    def fits(self, counts: Counts, gpus_max: int) -> bool:
+        """Whether no more GPUs than allowed are asked for: ``gpus_max`` of the base pool's kind."""
+        if self.workers_max is None:
+            return sum(counts) <= gpus_max
+        return counts[0] <= gpus_max and sum(counts[1:]) <= self.workers_max
+
+    def cost(self, counts: Counts) -> float:
+        """What these replicas cost, in GPU-hours of the base pool's kind."""
+        return counts[0] + self.worker_price_ratio * sum(counts[1:])
 
     def allocation(self, counts: Counts) -> Allocation:
         """The allocation with these replicas; raises ValueError if there is not one count per pool."""
@@ -51,7 +88,7 @@ class Shape:
             BASE_POOL, "base", counts[0], self.gpu_kind, 1, self.topology, self.base_model_ids, self.in_process_ids
         )  # fmt: skip
         others = tuple(
-            Pool(name, "controlnet", n, self.gpu_kind, 1, self.topology, base_model_ids=(), controlnet_ids=hosted)
+            Pool(name, "controlnet", n, self.worker_gpu_kind or self.gpu_kind, 1, self.topology, (), hosted)
             for (name, hosted), n in zip(self.controlnet_pools, counts[1:], strict=True)
         )
         links = tuple(Link(BASE_POOL, name, self.link) for name, _ in self.controlnet_pools)
@@ -66,8 +103,13 @@ def shapes_of(
     sizes: Sizes,
     facts: ProfileFacts,
     gpu_kind: str,
+    workers: WorkersOn | None = None,
+    link: LinkKind | None = None,
 ) -> tuple[Shape, ...]:
     """The shapes of a topology worth searching: one, and for ``decoupled`` also the one with popular ControlNets apart.
+
+    ``workers``: what ControlNet workers run on, if that is another kind of GPU than their base replicas'; ``link``: None: the
+    scenario's.
 
     Replicas start with the most used models that fit a device, as a running service would: with empty devices, the queue of
     the first minutes would decide how many GPUs the whole window needs.
@@ -83,9 +125,7 @@ def shapes_of(
     uses = Counter(workload.checkpoint.tolist())
     by_use = sorted(checkpoints, key=lambda name: (-uses[workload.checkpoint_names.index(name)], name))
     loads = controlnet_loads(workload, service)
-    room_bytes = round(
-        (facts.device_memory_gib - facts.activation_gib_per_sample * float(workload.forward_batch.max())) * GIB
-    )
+    room_bytes = _room_bytes(facts, workload)
     is_apart = topology == "decoupled"
     # the ControlNets of one request must still fit beside whatever is resident, so checkpoints fill at most half
     held, left_bytes = _that_fit(by_use, checkpoints, room_bytes if is_apart or not loads else room_bytes // 2)
@@ -93,10 +133,26 @@ def shapes_of(
         loads, controlnets, left_bytes + (0 if is_apart or not loads else room_bytes - room_bytes // 2)
     )
     plain = Shape(
-        topology, "", (), (*held, ANY), () if is_apart else (*in_process, ANY), (), gpu_kind, choice.link, policies
+        topology,
+        "",
+        (),
+        (*held, ANY),
+        () if is_apart else (*in_process, ANY),
+        (),
+        gpu_kind,
+        link or choice.link,
+        policies,
     )
     if not is_apart or not loads:
         return (plain,)
+    if workers is not None:
+        room_bytes = _room_bytes(workers.facts, workload)
+        plain = replace(
+            plain,
+            worker_gpu_kind=workers.gpu_kind,
+            worker_price_ratio=workers.price_ratio,
+            workers_max=workers.gpus_max,
+        )
     everything, _ = _that_fit(loads, controlnets, room_bytes)
     shared = replace(
         plain,
@@ -119,6 +175,13 @@ def shapes_of(
         shared, name="popular ControlNets apart", controlnet_pools=tuple(pools), controlnet_loads=tuple(pool_loads)
     )
     return (shared, apart)
+
+
+def _room_bytes(facts: ProfileFacts, workload: Workload) -> int:
+    """Device memory for models, beside the activations of the largest forward batch."""
+    return round(
+        (facts.device_memory_gib - facts.activation_gib_per_sample * float(workload.forward_batch.max())) * GIB
+    )
 
 
 def _that_fit(names: Iterable[str], n_bytes: Mapping[str, int], room_bytes: int) -> tuple[tuple[str, ...], int]:
@@ -160,13 +223,24 @@ class Misfit:
 
 
 def misfit(
-    topology: Topology, workload: Workload, service: ServiceTable, sizes: Sizes, facts: ProfileFacts, scenario: Scenario
+    topology: Topology,
+    workload: Workload,
+    service: ServiceTable,
+    sizes: Sizes,
+    facts: ProfileFacts,
+    scenario: Scenario,
+    workers: WorkersOn | None = None,
 ) -> Misfit | None:
-    """Why no number of replicas can do, or None."""
+    """Why no number of replicas can do, or None. ``workers`` as :func:`shapes_of` takes them."""
     controlnet_bytes = sizes.of_controlnets(workload.controlnet_names)
     checkpoint_bytes = sizes.of_checkpoints(workload.checkpoint_names)
     if topology == "decoupled":
         held = max((int(controlnet_bytes[code]) for codes in workload.controlnets for code in codes), default=0)
+        if workers is not None:
+            on_worker = _too_large(held / GIB, workers.facts, workload, f"a ControlNet worker on {workers.gpu_kind}")
+            if on_worker is not None:
+                return on_worker
+            held = 0
         largest_gib = max(held, int(checkpoint_bytes.max())) / GIB
     else:
         # of one request: the largest checkpoint and the most ControlNets may belong to different ones
@@ -177,15 +251,9 @@ def misfit(
             )
             / GIB
         )
-    activation_gib = facts.activation_gib_per_sample * float(workload.forward_batch.max())
-    needed_gib = largest_gib + activation_gib
-    if needed_gib > facts.device_memory_gib:
-        return Misfit(
-            "gpu.device_memory_gib",
-            f"a request needs {needed_gib:.1f} GiB on one device ({largest_gib:.1f} GiB of models, {activation_gib:.1f} GiB of "
-            f"activations), a device has {facts.device_memory_gib:.1f} GiB",
-            f"a GPU with at least {needed_gib:.1f} GiB",
-        )
+    too_large = _too_large(largest_gib, facts, workload, "a request")
+    if too_large is not None:
+        return too_large
     alone_s = service.alone_s
     target = scenario.slo.attainment_ratio
     in_time_ratio = float((alone_s <= scenario.slo.latency_s).mean())
@@ -199,6 +267,19 @@ def misfit(
             floor_s,
         )
     return None
+
+
+def _too_large(models_gib: float, facts: ProfileFacts, workload: Workload, who: str) -> Misfit | None:
+    activation_gib = facts.activation_gib_per_sample * float(workload.forward_batch.max())
+    needed_gib = models_gib + activation_gib
+    if needed_gib <= facts.device_memory_gib:
+        return None
+    return Misfit(
+        "gpu.device_memory_gib",
+        f"{who} needs {needed_gib:.1f} GiB on one device ({models_gib:.1f} GiB of models, {activation_gib:.1f} GiB of "
+        f"activations), a device has {facts.device_memory_gib:.1f} GiB",
+        f"a GPU with at least {needed_gib:.1f} GiB",
+    )
 
 
 def _ceil_to(value: float, digits: int) -> str:

@@ -35,6 +35,13 @@ def plan(
         Path | None,
         typer.Option(metavar="DIR", help="A run store: an interrupted plan goes on, one asked again is read."),
     ] = None,
+    also_kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=PROFILE[@USD]",
+            help="A further GPU kind with its profile ('h200 as l40s' carries one over) and price; may be repeated.",
+        ),
+    ] = None,
     train_until: Annotated[
         float | None,
         typer.Option(metavar="HOURS", help="Backtest: plan on the trace up to here, score the plan on the rest."),
@@ -43,6 +50,7 @@ def plan(
 ) -> None:
     """Recommend an allocation for a scenario: which GPUs should run what, what it costs, and why."""
     from planner.files import make_folder
+    from planner.kind_option import with_other_kinds
     from planner.plan_files import write_plan
     from planner.plan_record import to_json
     from planner.plan_run import make_plan, with_seed
@@ -54,6 +62,8 @@ def plan(
     asked, folder = load_scenario(scenario)
     if seed is not None:
         asked = with_seed(asked, seed)
+    if also_kind:
+        asked = with_other_kinds(asked, also_kind)
     check_backend(backend, address)
     make_folder(out)
     if train_until is not None:

@@ -89,6 +89,17 @@ class Contender:
             raise ValueError(f"{self.search.topology} has no allocation; look at counts first")
         return self.search.shape.allocation(self.counts)
 
+    @property
+    def cost(self) -> float:
+        """Of the allocation, in GPU-hours of its base pool's kind; raises ValueError if there is none."""
+        if self.search.shape is None or self.counts is None:
+            raise ValueError(f"{self.search.topology} has no allocation; look at counts first")
+        return self.search.shape.cost(self.counts)
+
+    def may_have(self, counts: Counts, scenario: Scenario) -> bool:
+        """Whether so many replicas are within the scenario's limits."""
+        return self.search.shape is not None and self.search.shape.fits(counts, scenario.search.gpus_max)
+
 
 def search_all(scenario: Scenario, folder: Path, topologies: Sequence[Topology], pace: Pace) -> list[Contender]:
     """The best of every topology, not confirmed yet."""
@@ -132,7 +143,7 @@ def confirm_all(scenario: Scenario, folder: Path, contenders: Sequence[Contender
     )
     resized = []
     for contender, counts in zip(failed, pace.run(tasks), strict=True):
-        if counts is not None and sum(counts) > sum(contender.counts or ()) and sum(counts) <= scenario.search.gpus_max:
+        if counts is not None and sum(counts) > sum(contender.counts or ()) and contender.may_have(counts, scenario):
             contender.counts = counts
             resized.append(contender)
     _repeat(scenario, folder, resized, pace)
@@ -140,7 +151,7 @@ def confirm_all(scenario: Scenario, folder: Path, contenders: Sequence[Contender
         growing = []
         for contender in live:
             larger = one_more(contender.counts or (), mean_busy(contender))
-            if not contender.is_confirmed and sum(larger) <= scenario.search.gpus_max:
+            if not contender.is_confirmed and contender.may_have(larger, scenario):
                 contender.counts = larger
                 growing.append(contender)
         if not growing:

@@ -12,7 +12,8 @@ SECONDS_PER_HOUR = 3600.0
 class Cost:
     """What an allocation costs if the whole month looked like the simulated traffic."""
 
-    n_gpus: int
+    n_gpus: float
+    """Of unlike price: as many of the first kind as cost the same."""
     gpu_hours_per_month: float
     cost_usd_per_month: float
     in_slo_images_per_month: float
@@ -38,7 +39,7 @@ def cost_of_hours(
     )
 
 
-def cost_of(n_gpus: int, in_slo_images_per_s: float, price_usd_per_gpu_hour: float, hours_per_month: float) -> Cost:
+def cost_of(n_gpus: float, in_slo_images_per_s: float, price_usd_per_gpu_hour: float, hours_per_month: float) -> Cost:
     """Prices ``n_gpus`` rented all month that draw ``in_slo_images_per_s`` on average.
 
     Raises:

@@ -11,10 +11,11 @@ from typing import Final, Literal
 
 import numpy as np
 
-from engine.allocation import Allocation, Policies, Topology
+from engine.allocation import GIB, Allocation, Policies, Topology
 from planner.candidates import Shape, shapes_of
 from planner.diagnose_question import Present, table_of
 from planner.service import STACK_OF, ServiceTable
+from planner.workload import Ints
 from traces.problems import InputError
 
 CACHE_FACTOR: Final = 4.0
@@ -151,12 +152,14 @@ def _catalogue(present: Present, fleet: Allocation) -> Iterator[tuple[str, Calla
     words = f"host memory for checkpoints {CACHE_FACTOR:g} times as large"
     yield words, with_policies(
         "checkpoint_cache", words, replace(policies, checkpoint_host_cache_gib=CACHE_FACTOR * policies.checkpoint_host_cache_gib),
-        n_checkpoints > 1, "the traffic has one checkpoint",
+        n_checkpoints > 1 and _is_short(present.inputs.sizes.of_checkpoints(workload.checkpoint_names), policies.checkpoint_host_cache_gib),
+        "the traffic has one checkpoint" if n_checkpoints == 1 else _why_not_short(policies.checkpoint_host_cache_gib),
     )  # fmt: skip
     words = f"host memory for ControlNets {CACHE_FACTOR:g} times as large"
     yield words, with_policies(
         "controlnet_cache", words, replace(policies, controlnet_host_cache_gib=CACHE_FACTOR * policies.controlnet_host_cache_gib),
-        has_controlnets, "the traffic has no ControlNets",
+        has_controlnets and _is_short(present.inputs.sizes.of_controlnets(workload.controlnet_names), policies.controlnet_host_cache_gib),
+        _why_not_short(policies.controlnet_host_cache_gib) if has_controlnets else "the traffic has no ControlNets",
     )  # fmt: skip
     words = f"up to {OVERTAKE} requests may pass one that would switch the checkpoint"
     yield words, with_policies(
@@ -242,6 +245,15 @@ def _moves(counts: list[int]) -> Iterator[tuple[int, ...]]:
                 yield tuple(moved)
 
 
+def _is_short(n_bytes: Ints, cache_gib: float) -> bool:
+    """Whether some of these models do not fit into the host memory that there is for them."""
+    return cache_gib > 0 and int(n_bytes.sum()) > cache_gib * GIB
+
+
+def _why_not_short(cache_gib: float) -> str:
+    return "it holds all of them already" if cache_gib > 0 else "there is none to enlarge"
+
+
 def _least(fleet: Allocation) -> int:
     return len(fleet.pools)
 
@@ -273,6 +285,8 @@ def _kernels_only(present: Present, fleet: Allocation, words: str) -> Made:
     service = replace(
         ours, topology=stock.topology, lora_attach_s=stock.lora_attach_s, lora_detach_s=stock.lora_detach_s,
         lora_fetch_s=stock.lora_fetch_s, denoise_alone_s=ours.denoise_alone_s + present.weights.lora_s,
+        checkpoint_load_s=stock.checkpoint_load_s, checkpoint_fetch_s=stock.checkpoint_fetch_s,
+        controlnet_load_s=stock.controlnet_load_s, controlnet_fetch_s=stock.controlnet_fetch_s,
     )  # fmt: skip
     note = "Composed of two stacks' laws: unfused LoRAs add to our step what they add to the present one."
     return Change("kernels", words, "single", service, resized(fleet), _least(fleet), note)

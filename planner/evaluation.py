@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -73,18 +73,33 @@ class Bench:
 
     def is_compiled(self, allocation: Allocation) -> bool:
         """Whether the compiled tier has everything that the allocation and the scenario switch on."""
-        return self.prepared is not None and not mechanisms_in_use(allocation, self._world())
+        return self.prepared is not None and not mechanisms_in_use(self.as_one_kind(allocation), self._world())
 
     def run(self, allocation: Allocation) -> FastRun | None:
         """The compiled run of an allocation; None if only the SimPy model has what it or the scenario switches on."""
         if self.prepared is None:
             return None
         services = {pool.name: self.service for pool in allocation.pools_of("base")}
-        sizes, facts = self.inputs.sizes, self.inputs.facts
+        sizes, facts = self.inputs.sizes, self.inputs.facts_of(allocation)
+        one_kind = self.as_one_kind(allocation)
         try:
-            return simulate_fast(self.prepared, allocation, services, sizes, facts, world=self._world())
+            return simulate_fast(self.prepared, one_kind, services, sizes, facts, world=self._world())
         except NotModelledError:
             return None
+
+    def as_one_kind(self, allocation: Allocation) -> Allocation:
+        """The allocation with ControlNet workers of the planned kind under the base's name: the service table has their times."""
+        workers = self.inputs.workers
+        if workers is None:
+            return allocation
+        own = self.inputs.gpu_kind
+        return replace(
+            allocation,
+            pools=tuple(
+                replace(pool, gpu_kind=own) if (pool.role, pool.gpu_kind) == ("controlnet", workers.gpu_kind) else pool
+                for pool in allocation.pools
+            ),
+        )
 
     def _world(self) -> World:
         number = 0 if self.repetition is None else 1 + self.repetition
@@ -201,7 +216,8 @@ def repetition_bench(scenario: Scenario, folder: Path, topology: Topology, repet
 def _repetition_traffic(scenario: Scenario, folder: Path, repetition: int) -> Workload | FlatWorkload:
     """Laid out once for all topologies, and for all repetitions where they have the same arrivals."""
     varies = variation_of(scenario, source_trace(scenario, folder).duration_s) != "none"
-    key = scenario, folder, repetition if varies else None
+    # what else a scenario asks leaves its requests as they are, so plans over several GPU kinds lay them out once
+    key = scenario.traffic, scenario.simulation.seed, folder, repetition if varies else None
     return _traffic.get(key, lambda: _laid_out(scenario, folder, repetition))
 
 

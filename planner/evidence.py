@@ -55,14 +55,15 @@ def topology_row(scenario: Scenario, contender: Contender, price: Price) -> Topo
     figures = intervals([c.metrics for c in contender.confirmations], level)
     images = t_interval([c.in_slo_images_per_s for c in contender.confirmations], level)
     n_gpus = contender.allocation.n_gpus
+    n_paid = contender.cost
     hours = scenario.prices.hours_per_month
     per_1000 = [
-        1000 * cost_of(n_gpus, c.in_slo_images_per_s, price.price_usd_per_gpu_hour, hours).cost_usd_per_image
+        1000 * cost_of(n_paid, c.in_slo_images_per_s, price.price_usd_per_gpu_hour, hours).cost_usd_per_image
         for c in contender.confirmations
         if c.in_slo_images_per_s > 0
     ]
     # total cost over all in-SLO images of the repetitions; the interval is that of the repetitions' own ratios
-    pooled = 1000 * cost_of(n_gpus, images.mean, price.price_usd_per_gpu_hour, hours).cost_usd_per_image
+    pooled = 1000 * cost_of(n_paid, images.mean, price.price_usd_per_gpu_hour, hours).cost_usd_per_image
     around = t_interval(per_1000, level) if per_1000 else None
     attained = figures["slo_attainment_ratio"]
     target = scenario.slo.attainment_ratio
@@ -87,7 +88,7 @@ def topology_row(scenario: Scenario, contender: Contender, price: Price) -> Topo
         ),
         n_gpus=n_gpus,
         mean_load_gpus=found.mean_load_gpus, peak_hour_load_gpus=found.peak_hour_load_gpus,
-        cost_usd_per_month=cost_of(n_gpus, 0.0, price.price_usd_per_gpu_hour, hours).cost_usd_per_month,
+        cost_usd_per_month=cost_of(n_paid, 0.0, price.price_usd_per_gpu_hour, hours).cost_usd_per_month,
         cost_usd_per_1000_images=Estimate(mean=pooled, low=around.low if around else None, high=around.high if around else None),
         in_slo_images_per_s=Estimate.of(images),
         slo_attainment_ratio=_as_share(attained),
@@ -119,8 +120,8 @@ def alternative_rows(
 
     Smaller ones than a topology's confirmed allocation are left out: the confirmation refused them.
     """
-    n_best = chosen.allocation.n_gpus
-    rows: list[tuple[tuple[int, int, Counts], AlternativeRow]] = []
+    n_best = chosen.cost
+    rows: list[tuple[tuple[float, int, Counts], AlternativeRow]] = []
     kinds: Counter[tuple[str, str]] = Counter()
     for order, contender in enumerate(contenders):
         for shape, seen in sorted(contender.search.looked_at, key=lambda item: (item[1].n_gpus, item[1].counts)):
@@ -132,20 +133,20 @@ def alternative_rows(
             is_chosen = contender is chosen and seen.counts == chosen.counts and shape is chosen.search.shape
             if (
                 is_chosen
-                or (contender.counts is not None and seen.n_gpus < sum(contender.counts))
-                or seen.n_gpus > (CLOSE_COST_RATIO if is_same_kind else OTHER_KIND_COST_RATIO) * n_best
+                or (contender.counts is not None and shape.cost(seen.counts) < contender.cost)
+                or shape.cost(seen.counts) > (CLOSE_COST_RATIO if is_same_kind else OTHER_KIND_COST_RATIO) * n_best
                 or seen.attainment_ratio < scenario.slo.attainment_ratio
                 or kinds[kind] == ALTERNATIVES_OF_A_KIND_MAX
             ):
                 continue
             kinds[kind] += 1
-            rows.append(((seen.n_gpus, order, seen.counts), _alternative(scenario, shape, seen, price)))
+            rows.append(((shape.cost(seen.counts), order, seen.counts), _alternative(scenario, shape, seen, price)))
     return tuple(row for _, row in sorted(rows, key=lambda item: item[0])[:ALTERNATIVES_MAX])
 
 
 def _alternative(scenario: Scenario, shape: Shape, seen: Evaluation, price: Price) -> AlternativeRow:
     allocation = shape.allocation(seen.counts)
-    cost = cost_of(seen.n_gpus, seen.in_slo_images_per_s, price.price_usd_per_gpu_hour, scenario.prices.hours_per_month)
+    cost = cost_of(shape.cost(seen.counts), seen.in_slo_images_per_s, price.price_usd_per_gpu_hour, scenario.prices.hours_per_month)
     return AlternativeRow(
         topology=shape.topology,
         pools={pool.name: pool.n_replicas for pool in allocation.pools},
@@ -209,7 +210,7 @@ def _doubt_row(scenario: Scenario, settled: Settled, doubt: Doubt, price: Price)
         topology=shape.topology,
         pools={pool.name: pool.n_replicas for pool in allocation.pools},
         n_gpus=allocation.n_gpus,
-        cost_usd_per_month=cost_of(allocation.n_gpus, 0.0, price.price_usd_per_gpu_hour, hours).cost_usd_per_month,
+        cost_usd_per_month=cost_of(shape.cost(doubt.counts), 0.0, price.price_usd_per_gpu_hour, hours).cost_usd_per_month,
         slo_attainment_ratio=_as_share(t_interval(doubt.attained, slo.confidence)),
         n_repetitions=len(doubt.confirmations),
         probability_meets_slo=settled.probability_of(doubt, slo.attainment_ratio),

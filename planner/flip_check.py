@@ -15,7 +15,7 @@ from planner.confirmation import Pace
 from planner.explain import gpus_words
 from planner.flips import TRAFFIC, with_law_scaled
 from planner.plan_record import FlipPoint
-from planner.replication import Inputs, load_inputs
+from planner.replication import load_inputs
 from planner.scenario import Scenario
 from planner.topology_search import search_with
 from planner.traffic import build_traffic
@@ -46,28 +46,33 @@ def check_nearest(
         joblib.delayed(size_beyond)(scenario, folder, flip.what, factor, name, pace.store)
         for name in (flip.then, winner)
     )
-    then, own = pace.run(tasks)
+    (then, then_cost), (own, own_cost) = pace.run(tasks)
     said = f"at ×{factor:.4g}: {_words(flip.then, then)}, {_words(winner, own)} (one search each)"
-    is_confirmed = then is not None and (own is None or then < own)
+    is_confirmed = then_cost < own_cost
     checked = flip.model_copy(update={"simulated": said, "is_confirmed": is_confirmed})
     return (*flips[:place], checked, *flips[place + 1 :])
 
 
 def size_beyond(
     scenario: Scenario, folder: Path, what: str, factor: float, topology: Topology, store: Path | None = None
-) -> int | None:
-    """GPUs of the smallest fleet with the traffic or one law's seconds multiplied; None if no number of them will do."""
+) -> tuple[int | None, float]:
+    """The smallest fleet with the traffic or one law's seconds multiplied.
+
+    Returns:
+        Its GPUs, None if no number of them will do; and its cost in GPU-hours of its base pool's kind, infinite then.
+    """
     inputs = load_inputs(scenario, folder)
     if what == TRAFFIC:
         scale = scenario.traffic.scale_factor * factor
         scenario = scenario.model_copy(update={"traffic": scenario.traffic.model_copy(update={"scale_factor": scale})})
     else:
-        profile = with_law_scaled(inputs.profile, what, inputs.profile.laws[what], factor)
-        inputs = Inputs(profile, inputs.sizes, inputs.facts, inputs.gpu_kind)
+        inputs = with_law_scaled(inputs, what, factor)
     with answers_about(store, scenario, folder, None) as known:
         about = known if what == TRAFFIC else known.under(f"{what} x{factor!r}")
         found = search_with(scenario, inputs, build_traffic(scenario, folder).workload, topology, about)
-    return None if found.counts is None else sum(found.counts)
+    if found.counts is None or found.shape is None:
+        return None, math.inf
+    return sum(found.counts), found.shape.cost(found.counts)
 
 
 def _nearest(flips: Sequence[FlipPoint], n_requests: int) -> int | None:

@@ -15,16 +15,17 @@ from typing import Final
 
 import numpy as np
 
-from calibrate.profile import LatencyProfile, Law
+from calibrate.profile import LatencyProfile
 from engine.allocation import Topology
 from planner.confirmation import Contender
 from planner.plan_record import FlipPoint
-from planner.replication import load_inputs, service_table
+from planner.replication import Inputs, load_inputs, service_table
 from planner.scenario import Scenario
 from planner.traffic import build_traffic, busiest_stretch, stream_seed
 from traces.problems import InputError
 
 TRAFFIC: Final = "traffic"
+WORKERS_PRICE: Final = "price of ControlNet workers' GPUs against the others'"
 LAW_RANGE: Final = (0.5, 2.0)
 TRAFFIC_RANGE: Final = (0.1, 10.0)
 PRICE_RANGE: Final = (0.1, 10.0)
@@ -45,12 +46,13 @@ class Rival:
 
     topology: Topology
     n_base: int
-    n_controlnet: int
+    n_controlnet: float
+    """Of another price than the bases': as many as cost the same at the bases'."""
     load_gpus: float
     """GPUs that its work keeps busy in the busiest hour."""
 
     @property
-    def n_gpus(self) -> int:
+    def n_gpus(self) -> float:
         """All its GPUs."""
         return self.n_base + self.n_controlnet
 
@@ -75,26 +77,24 @@ def flip_points(
     part = busiest_stretch(workload, min(SAMPLE_MAX, len(workload)))
     seed = stream_seed(scenario.simulation.seed, "flips")
 
-    def work_of(profile: LatencyProfile, topology: Topology) -> float:
+    def work_of(changed: Inputs, topology: Topology) -> float:
         try:
-            changed = replace(inputs, profile=profile)
             table = service_table(scenario, changed, part, topology, draw=None, noise_seed=seed)
         except InputError:
             return math.inf
         floor_s = float(np.quantile(table.alone_s, scenario.slo.attainment_ratio, method="inverted_cdf"))
         return float((table.alone_s + table.controlnet_work_s).sum()) if floor_s <= scenario.slo.latency_s else math.inf
 
-    before = {rival.topology: work_of(inputs.profile, rival.topology) for rival in rivals}
+    before = {rival.topology: work_of(inputs, rival.topology) for rival in rivals}
     for name in sorted({law for rival in rivals for law in laws_of[rival.topology]}):
-        law = inputs.profile.laws[name]
 
-        def sizes_at(factor: float, name: str = name, law: Law = law) -> Sizes:
-            profile = with_law_scaled(inputs.profile, name, law, factor)
+        def sizes_at(factor: float, name: str = name) -> Sizes:
+            changed = with_law_scaled(inputs, name, factor)
             sizes: Sizes = {}
             for rival in rivals:
                 own = before[rival.topology]
                 is_moved = math.isfinite(own) and name in laws_of[rival.topology]
-                ratio = work_of(profile, rival.topology) / own if is_moved else 1.0
+                ratio = work_of(changed, rival.topology) / own if is_moved else 1.0
                 sizes[rival.topology] = rival.n_gpus * ratio if math.isfinite(own) else math.inf
             return sizes
 
@@ -102,8 +102,18 @@ def flip_points(
     return tuple(rows)
 
 
-def with_law_scaled(profile: LatencyProfile, name: str, law: Law, factor: float) -> LatencyProfile:
-    """The profile with one law's seconds multiplied."""
+def with_law_scaled(inputs: Inputs, name: str, factor: float) -> Inputs:
+    """The inputs with one law's seconds multiplied, on every kind of GPU that has it."""
+    workers = inputs.workers
+    if workers is not None:
+        workers = replace(workers, profile=_scaled(workers.profile, name, factor))
+    return replace(inputs, profile=_scaled(inputs.profile, name, factor), workers=workers)
+
+
+def _scaled(profile: LatencyProfile, name: str, factor: float) -> LatencyProfile:
+    if name not in profile.laws:
+        return profile
+    law = profile.laws[name]
     slower = replace(law, parameters={key: factor * value for key, value in law.parameters.items()})
     return replace(profile, laws={**profile.laws, name: slower})
 
@@ -112,10 +122,12 @@ def rival_of(contender: Contender) -> Rival:
     """A confirmed contender's size and load."""
     allocation = contender.allocation
     base = sum(pool.n_gpus for pool in allocation.pools_of("base"))
+    ratio = contender.search.shape.worker_price_ratio if contender.search.shape else 1.0
+    workers = allocation.n_gpus - base
     return Rival(
         contender.search.topology,
         base,
-        allocation.n_gpus - base,
+        workers if ratio == 1.0 else ratio * workers,
         min(contender.search.peak_hour_load_gpus, allocation.n_gpus),
     )
 
@@ -169,7 +181,7 @@ def _traffic_flips(rivals: Sequence[Rival], winner: Topology) -> list[FlipPoint]
 
 def _price_flips(rivals: Sequence[Rival], winner: Topology) -> list[FlipPoint]:
     """A price of all GPUs moves every cost alike; only ControlNet workers on other GPUs than the bases can change the order."""
-    what = "price of ControlNet workers' GPUs against the others'"
+    what = WORKERS_PRICE
     how = "exact for the confirmed sizes, if such GPUs are as fast; all GPUs' price together changes no order"
     own = next(one for one in rivals if one.topology == winner)
     crossings: list[tuple[float, Topology]] = []

@@ -60,11 +60,7 @@ def roi(
     written = write_texts(folder, {"roi.json": to_json(found, phases), "roi.md": markdown(found, phases)})
     if into_plan:
         record = found.plan.model_copy(update={"roadmap": phases})
-        texts = {
-            "plan.json": plan_json(record),
-            "report.md": report.markdown(record, found),
-            "report.html": report.html(record, found),
-        }
+        texts = {"plan.json": plan_json(record), **report.reports(record, found)}
         written += write_texts(plan if plan.is_dir() else plan.parent, texts)
     if as_json:
         _json(to_plain(found, phases))

@@ -7,7 +7,6 @@ from typing import Final
 
 import pandas as pd
 
-from calibrate.profile_file import shipped_profiles
 from engine.allocation import Allocation
 from engine.allocation import to_json as allocation_json
 from planner import report
@@ -18,6 +17,7 @@ from planner.money.roi import Ground, ground_on, roi_on
 from planner.plan_record import to_json
 from planner.plan_run import PlanResult
 from planner.prices import shipped_tables
+from planner.profile_choice import absolute_reference
 from planner.replication import Run
 from planner.scenario import SAMPLE_PREFIX, Scenario, resolve, to_yaml
 from traces.problems import InputError
@@ -35,6 +35,7 @@ def write_plan(result: PlanResult, scenario: Scenario, folder: Path, out: Path) 
         InputError: the folder cannot be written.
     """
     make_folder(out)
+    scenario = result.scenario or scenario
     texts = {
         "plan.json": to_json(result.record),
         **report_texts(result, scenario, folder),
@@ -50,11 +51,13 @@ def write_plan(result: PlanResult, scenario: Scenario, folder: Path, out: Path) 
 
 
 def report_texts(result: PlanResult, scenario: Scenario, folder: Path) -> dict[str, str]:
-    """``report.md`` and ``report.html``, with the return under the default assumptions."""
+    """The report's files in both languages, with the return under the default assumptions."""
     plan, roi = result.record, None
-    if result.allocation is not None and result.run is not None:
+    scenario = result.scenario or scenario
+    is_mixed = plan.kinds is not None and plan.kinds.is_mixed  # one price a fleet is what a return is worked out with
+    if result.allocation is not None and result.run is not None and not is_mixed:
         roi = roi_on(_ground(result, scenario, folder, result.allocation, result.run.result.requests), Assumptions())
-    return {"report.md": report.markdown(plan, roi), "report.html": report.html(plan, roi)}
+    return report.reports(plan, roi)
 
 
 def _ground(
@@ -87,10 +90,15 @@ def with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
     traffic, profile, prices, add_ons = scenario.traffic, scenario.profile, scenario.prices, scenario.add_ons
     if not traffic.trace.startswith(SAMPLE_PREFIX):
         traffic = traffic.model_copy(update={"trace": absolute(traffic.trace)})
-    if profile.name not in shipped_profiles():
-        profile = profile.model_copy(update={"name": absolute(profile.name)})
+    profile = profile.model_copy(update={"name": absolute_reference(profile.name, folder)})
+    gpu = scenario.gpu
+    if gpu.others:
+        others = (item.model_copy(update={"profile": absolute_reference(item.profile, folder)}) for item in gpu.others)
+        gpu = gpu.model_copy(update={"others": tuple(others)})
     if prices.table not in shipped_tables():
         prices = prices.model_copy(update={"table": absolute(prices.table)})
     if add_ons.catalogue is not None:
         add_ons = add_ons.model_copy(update={"catalogue": absolute(add_ons.catalogue)})
-    return scenario.model_copy(update={"traffic": traffic, "profile": profile, "prices": prices, "add_ons": add_ons})
+    return scenario.model_copy(
+        update={"traffic": traffic, "profile": profile, "gpu": gpu, "prices": prices, "add_ons": add_ons}
+    )

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from engine.allocation import Topology
+from engine.allocation import Allocation, Topology
 from planner.decision_record import (
     AddOnsRecord,
     AutoscalingRecord,
@@ -19,6 +19,7 @@ from planner.decision_record import (
     PurchasingRecord,
     SettingsRecord,
 )
+from planner.kind_record import KindsRecord
 from planner.record_types import Estimate as Estimate
 from planner.record_types import Number as Number
 from planner.record_types import Record as _Record
@@ -128,6 +129,8 @@ class FlipPoint(_Record):
     """What a search just beyond the point found, for the nearest one; empty for the others, which are estimates."""
     is_confirmed: bool | None = None
     """Whether that search agrees; null where there was none."""
+    then_kinds: str = ""
+    """The GPU kinds of what is cheaper beyond it, in words; empty: the recommended one's."""
 
 
 class StepRow(_Record):
@@ -285,6 +288,8 @@ class PlanRecord(_Record):
     """Likewise; None also where there is one checkpoint, or one GPU."""
     purchasing: PurchasingRecord | None = None
     """Likewise: on demand, reserved and spot."""
+    kinds: KindsRecord | None = None
+    """The GPU kinds against each other; None where the scenario has one at hand. All else is about the recommended one."""
     roadmap: tuple[PhaseRow, ...] = ()
     """The phases of the introduction; empty until ``diffplan roi --into-plan`` writes them."""
 
@@ -296,14 +301,25 @@ class PlanRecord(_Record):
         raise KeyError(topology)
 
 
+def paid_gpus(plan: PlanRecord, allocation: Allocation) -> float:
+    """GPUs of an allocation at the plan's price: those of another kind and price count as many as cost the same."""
+    if plan.kinds is None or len({pool.gpu_kind for pool in allocation.pools}) == 1:
+        return allocation.n_gpus
+    usd = sum(pool.n_gpus * plan.kinds.price_of(pool.gpu_kind) for pool in allocation.pools)
+    return usd / plan.ids.price_usd_per_gpu_hour
+
+
 def to_json(plan: PlanRecord) -> str:
     """Canonical JSON with a final newline."""
     plain = plan.model_dump(mode="json")
     if not plan.roadmap:  # so that plans without one keep their bytes
         del plain["roadmap"]
-    for name in ("checkpoints", "purchasing"):
+    for name in ("checkpoints", "purchasing", "kinds"):
         if plain[name] is None:
             del plain[name]
+    for flip in plain["flip_points"]:
+        if not flip["then_kinds"]:
+            del flip["then_kinds"]
     return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

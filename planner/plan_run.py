@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import joblib
 
@@ -17,7 +17,7 @@ from planner.addon_rows import add_ons_record
 from planner.agreement import RELATIVE_MAX, Agreement, check_allocation, check_run
 from planner.autoscaled import candidates_of, decide, screen_tasks, why_not
 from planner.checkpoint_placement import busiest_checkpoints, checkpoints_record, place_checkpoint
-from planner.confirmation import Contender, Pace, Progress, confirm_all, searched, start_search
+from planner.confirmation import Contender, Pace, Progress, searched, start_search
 from planner.decision_record import (
     AddOnsRecord,
     AutoscalingRecord,
@@ -27,14 +27,19 @@ from planner.decision_record import (
     SettingsRecord,
 )
 from planner.evaluation import repetition_bench
-from planner.evidence import alternative_rows, selection_record, topology_row, traffic_record
-from planner.explain import limited_by, note_lines, plan_sentence, runner_up_sentence
+from planner.evidence import alternative_rows, selection_record, traffic_record
+from planner.explain import limited_by, note_lines, plan_sentence
 from planner.flip_check import check_nearest
-from planner.flips import flip_points, rival_of
+from planner.flips import WORKERS_PRICE, flip_points, rival_of
+from planner.kind_rows import (
+    NOT_ON_TWO_KINDS,
+    assumed_sentence,
+)
+from planner.kinds import lenses_of
 from planner.nearest import nearest_feasible, plain_allocation
+from planner.plan_fleet import FleetFound, cheapest_row, of_one_kind, of_several_kinds
 from planner.plan_record import (
     AlternativeRow,
-    Estimate,
     FlipPoint,
     Ids,
     Infeasible,
@@ -44,19 +49,16 @@ from planner.plan_record import (
     TopologyRow,
     WaterfallRecord,
 )
-from planner.prices import Price, find_price, shipped_tables
+from planner.prices import Price
 from planner.purchasing import purchasing_record
-from planner.replication import Inputs, Run, load_inputs, repeat_allocation
+from planner.replication import Inputs, Run, repeat_allocation
+from planner.replication import scenario_price as scenario_price
 from planner.run_store import RunStore
-from planner.scenario import Scenario, resolve, scenario_sha256
-from planner.settling import settle
+from planner.scenario import Scenario, scenario_sha256
 from planner.traffic import Traffic, build_traffic, source_trace, variation_of
 from planner.variations import settings_record, variations_of
 from planner.variations import tasks as variation_tasks
 from planner.waterfall import build_waterfall
-
-SAME_COST_RATIO: Final = 0.005
-SAME_LATENCY_RATIO: Final = 1.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +70,8 @@ class PlanResult:
     run: Run | None
     """The recommendation's first repetition."""
     price: Price
+    scenario: Scenario | None = None
+    """The question seen from the recommended GPU kind, which the plan's files go by; None: as it was asked."""
 
 
 def make_plan(
@@ -93,32 +97,44 @@ def make_plan(
     if store is not None:
         RunStore(store).close()  # said before minutes of work, not after
     pace = Pace(jobs, backend, progress, store)
-    inputs = load_inputs(scenario, folder)
-    price = scenario_price(scenario, folder, inputs)
-    searching = start_search(scenario, folder, scenario.topologies, pace)  # the others read the trace meanwhile, too
+    lenses = lenses_of(scenario, folder)
+    question = scenario
+    if len(lenses) == 1:
+        searching = start_search(
+            scenario, folder, scenario.topologies, pace
+        )  # the others read the trace meanwhile, too
     traffic = build_traffic(scenario, folder)
     hours = traffic.workload.duration_s / 3600
-    progress(f"{len(traffic.workload)} requests over {hours:.2f} h; searching {len(scenario.topologies)} topologies")
-    contenders = searched(searching, scenario.topologies, pace)
-    confirm_all(scenario, folder, contenders, pace)
-    settled = settle(scenario, folder, contenders, len(traffic.workload), pace)
-    rows = {contender.search.topology: topology_row(scenario, contender, price) for contender in contenders}
-    winner = _cheapest(rows.values())
+    n_requests = len(traffic.workload)
+    if len(lenses) == 1:
+        progress(f"{n_requests} requests over {hours:.2f} h; searching {len(scenario.topologies)} topologies")
+        found = of_one_kind(
+            scenario, folder, lenses[0], searched(searching, scenario.topologies, pace), n_requests, pace
+        )
+    else:
+        n_kinds = sum(lens.inputs.workers is None for lens in lenses)
+        progress(f"{n_requests} requests over {hours:.2f} h; searching {n_kinds} GPU kinds")
+        found = of_several_kinds(scenario, folder, lenses, n_requests, pace)
+    scenario, inputs, price = found.lens.scenario, found.lens.inputs, found.lens.price
+    contenders, rows, settled = found.contenders, found.rows, found.settled
+    winner = cheapest_row(rows.values())
     if winner is None or settled is None:
         infeasible = nearest_feasible(scenario, folder, contenders, price, pace)
-        record = _record(scenario, folder, inputs, price, traffic, tuple(rows.values()), infeasible=infeasible)
-        return PlanResult(record, None, None, price)
+        record = _record(question, folder, found, traffic, tuple(rows.values()), infeasible=infeasible)
+        return PlanResult(record, None, None, price, found.asked)
     chosen = next(contender for contender in contenders if contender.search.topology == winner.topology)
     pace.progress("checking the winner and the runner-up with the SimPy model")
     topology, allocation = chosen.search.topology, chosen.allocation
     load = chosen.search.mean_load_gpus
-    settings = candidates_of(scenario, allocation, load, len(traffic.workload))
+    is_mixed = inputs.workers is not None
+    fixed_why = NOT_ON_TWO_KINDS[1] if is_mixed else why_not(scenario, allocation, load, n_requests)
+    settings = [] if fixed_why else candidates_of(scenario, allocation, load, n_requests)
     shape, counts = chosen.search.shape, chosen.counts
     assert shape is not None  # noqa: S101  a chosen contender has both
     assert counts is not None  # noqa: S101
-    others = variations_of(scenario, folder, topology, traffic.workload)
-    names = busiest_controlnets(scenario, folder, chosen.search.shape)
-    checkpoints = busiest_checkpoints(scenario, folder, shape, allocation.n_gpus)
+    others = [] if is_mixed else variations_of(scenario, folder, topology, traffic.workload)
+    names = [] if is_mixed else busiest_controlnets(scenario, folder, chosen.search.shape)
+    checkpoints = [] if is_mixed else busiest_checkpoints(scenario, folder, shape, allocation.n_gpus)
     aside = _start_aside(
         scenario,
         folder,
@@ -141,37 +157,41 @@ def make_plan(
     run = _first_run(scenario, folder, inputs, chosen)
     winner_check = check_run(repetition_bench(scenario, folder, topology, 0), allocation, run)
     runner_up_check, flips, *rest = aside
-    flips = check_nearest(scenario, folder, flips, topology, len(traffic.workload), pace)
+    flips = check_nearest(scenario, folder, flips, topology, n_requests, pace)
     placed, rest = dict(zip(names, rest, strict=False)), rest[len(names) :]
     screened, rest = rest[: len(settings)], rest[len(settings) :]
     varied, split = rest[: len(others)], rest[len(others) :]
-    add_ons = _add_ons(scenario, folder, inputs, chosen, run, price, placed)
+    add_ons = None if is_mixed else _add_ons(scenario, folder, inputs, chosen, run, price, placed)
     autoscaling = decide(
         scenario, folder, topology, allocation, price.price_usd_per_gpu_hour, list(zip(settings, screened, strict=True)),
-        why_not(scenario, allocation, load, len(traffic.workload)), pace,
+        fixed_why, pace,
     )  # fmt: skip
+    if is_mixed:
+        # the kinds' own prices say it better
+        flips = tuple(flip for flip in flips if not flip.what.startswith(WORKERS_PRICE))
+        autoscaling = autoscaling.model_copy(update={"fixed_cost_usd_per_month": winner.cost_usd_per_month})
     said = limited_by(scenario, chosen.allocation, run, chosen.search, chosen.counts or ())
     winner = winner.model_copy(update={"limited_by": said})
     rows[winner.topology] = winner
+    purchasing = None if is_mixed else purchasing_record(scenario, folder, price, allocation, autoscaling)
     record = _record(
-        scenario, folder, inputs, price, traffic, tuple(rows.values()), winner=winner, chosen=chosen,
+        question, folder, found, traffic, tuple(rows.values()), winner=winner, chosen=chosen,
         alternatives=alternative_rows(scenario, contenders, chosen, price),
         selection=selection_record(
             scenario, settled, winner, tuple(rows.values()), price, _checked_by(winner_check, runner_up_check)
         ),
-        flips=flips,
-        autoscaling=autoscaling, add_ons=add_ons, purchasing=purchasing_record(scenario, folder, price, allocation, autoscaling),
-        checkpoints=checkpoints_record(split, words_of_stretch(len(traffic.workload))),
-        settings=settings_record(scenario, folder, others, varied, price, len(traffic.workload)),
+        flips=(*flips, *found.flips),
+        autoscaling=autoscaling, add_ons=add_ons, purchasing=purchasing,
+        checkpoints=checkpoints_record(split, words_of_stretch(n_requests)),
+        settings=settings_record(scenario, folder, others, varied, price, n_requests) if others else None,
     )  # fmt: skip
-    return PlanResult(record, chosen.allocation, run, price)
+    return PlanResult(record, chosen.allocation, run, price, found.asked)
 
 
 def _record(
-    scenario: Scenario,
+    question: Scenario,
     folder: Path,
-    inputs: Inputs,
-    price: Price,
+    found: FleetFound,
     traffic: Traffic,
     rows: tuple[TopologyRow, ...],
     *,
@@ -187,10 +207,17 @@ def _record(
     purchasing: PurchasingRecord | None = None,
     checkpoints: CheckpointsRecord | None = None,
 ) -> PlanRecord:
+    scenario, inputs = found.asked, found.lens.inputs
     waterfall = _waterfall(rows, winner) if winner is not None else None
+    said = [
+        plan_sentence(scenario, winner, rows, waterfall, infeasible),
+        found.kinds.sentence if found.kinds is not None else "",
+        assumed_sentence(found.lens.assumed_kinds),
+    ]
+    notes = note_lines(scenario, inputs, traffic, variation_of(scenario, source_trace(scenario, folder).duration_s))
     return PlanRecord(
         verdict="recommended" if winner is not None else "infeasible",
-        sentence=plan_sentence(scenario, winner, rows, waterfall, infeasible),
+        sentence=" ".join(part for part in said if part),
         recommended=winner.topology if winner is not None else None,
         slo_latency_s=scenario.slo.latency_s,
         slo_attainment_ratio=scenario.slo.attainment_ratio,
@@ -198,14 +225,14 @@ def _record(
         n_replications=scenario.simulation.replications,
         allocation=plain_allocation(chosen.allocation) if chosen is not None else None,
         topologies=rows,
-        runner_up=runner_up_sentence(winner, rows),
+        runner_up=found.runner_up,
         alternatives=alternatives,
         limited_by=winner.limited_by if winner is not None else (infeasible.binds if infeasible else ""),
         waterfall=waterfall,
         infeasible=infeasible,
         traffic=traffic_record(scenario, traffic),
-        ids=_ids(scenario, inputs, price, traffic),
-        notes=note_lines(scenario, inputs, traffic, variation_of(scenario, source_trace(scenario, folder).duration_s)),
+        ids=_ids(question, found, traffic),
+        notes=(*notes, *(found.kinds.not_looked_at if found.kinds is not None else ())),
         selection=selection,
         flip_points=flips,
         autoscaling=autoscaling,
@@ -213,6 +240,7 @@ def _record(
         settings=settings,
         purchasing=purchasing,
         checkpoints=checkpoints,
+        kinds=found.kinds,
     )
 
 
@@ -231,38 +259,6 @@ def _waterfall(rows: Iterable[TopologyRow], winner: TopologyRow) -> WaterfallRec
         saving_usd_per_month=built.saving_usd_per_month,
         saving_ratio=built.saving_ratio,
     )
-
-
-def scenario_price(scenario: Scenario, folder: Path, inputs: Inputs) -> Price:
-    """The price the scenario asks for; raises :class:`InputError` if there is none."""
-    wanted = scenario.prices
-    path = shipped_tables().get(wanted.table, resolve(wanted.table, folder))
-    return find_price(path, inputs.gpu_kind, wanted.purchase, wanted.price_usd_per_gpu_hour)
-
-
-def _cheapest(rows: Iterable[TopologyRow]) -> TopologyRow | None:
-    """Least cost per in-SLO image. Equal cost (within half a per cent, as fleets of equal size differ by luck): the fewest
-    pools, then the first in the scenario's order, plain ones first by default, that is as fast as the fastest."""
-    good = [row for row in rows if row.verdict == "meets_slo" and row.cost_usd_per_1000_images.mean is not None]
-    if not good:
-        return None
-    least = min(row.cost_usd_per_1000_images.mean or 0.0 for row in good)
-    close = [row for row in good if (row.cost_usd_per_1000_images.mean or 0.0) <= least * (1 + SAME_COST_RATIO)]
-    n_pools = min(len(row.pools) for row in close)
-    close = [row for row in close if len(row.pools) == n_pools]
-    fastest = min(close, key=lambda row: row.latency_p99_s.mean or 0.0)
-    return next(row for row in close if _is_as_fast(row, fastest))
-
-
-def _is_as_fast(row: TopologyRow, fastest: TopologyRow) -> bool:
-    """p99 within 5 %, or p50 and p99 not to be told apart: a simpler kind wins ties within the intervals."""
-
-    def overlap(own: Estimate, other: Estimate) -> bool:
-        return own.low is not None and other.high is not None and own.low <= other.high
-
-    if (row.latency_p99_s.mean or 0.0) <= SAME_LATENCY_RATIO * (fastest.latency_p99_s.mean or 0.0):
-        return True
-    return overlap(row.latency_p99_s, fastest.latency_p99_s) and overlap(row.latency_p50_s, fastest.latency_p50_s)
 
 
 def _first_run(scenario: Scenario, folder: Path, inputs: Inputs, chosen: Contender) -> Run:
@@ -286,7 +282,7 @@ def _start_aside(
     They check the runner-up, find flip points, place each of the ControlNets ``names`` otherwise, try autoscalers, and do ``more``.
     """
     confirmed = [one for one in contenders if one.is_confirmed]
-    second = min((one for one in confirmed if one is not chosen), key=lambda one: one.allocation.n_gpus, default=None)
+    second = min((one for one in confirmed if one is not chosen), key=lambda one: one.cost, default=None)
     laws_of = {one.search.topology: tuple(one.search.grades) for one in confirmed}
     return pace.run([
         joblib.delayed(_check_runner_up)(
@@ -336,10 +332,11 @@ def _checked_by(winner: Agreement | None, runner_up: Agreement | None) -> str:
     return f"{said}: the SimPy model gives the same times to {RELATIVE_MAX:g}"
 
 
-def _ids(scenario: Scenario, inputs: Inputs, price: Price, traffic: Traffic) -> Ids:
+def _ids(question: Scenario, found: FleetFound, traffic: Traffic) -> Ids:
+    scenario, inputs, price = found.asked, found.lens.inputs, found.lens.price
     return Ids(
-        scenario_name=scenario.name,
-        scenario_sha256=scenario_sha256(scenario),
+        scenario_name=question.name,
+        scenario_sha256=scenario_sha256(question),
         trace_digest=traffic.digest,
         profile_name=scenario.profile.name,
         profile_id=inputs.profile.profile_id,

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from calibrate.profile import GRADES, Grade, LatencyProfile, OutOfDomainError
-from calibrate.profile_file import load_profile, shipped_profiles
-from engine.allocation import GIB, Allocation, Topology, read_catalogue
+from engine.allocation import GIB, Allocation, LinkKind, Topology, read_catalogue
 from planner.candidates import Counts, Shape
+from planner.prices import Price, find_price, shipped_tables
+from planner.profile_choice import is_carried_over, profile_of, with_workers_of
 from planner.scenario import Scenario, resolve
 from planner.search import QUEUE, Evaluation
 from planner.service import ServiceTable, Sizes, build_service
@@ -37,17 +38,66 @@ class Inputs:
     sizes: Sizes
     facts: ProfileFacts
     gpu_kind: str
+    workers: WorkerKind | None = None
+    """Of ControlNet workers, where they run on another GPU kind than their base replicas."""
+
+    def profile_for(self, topology: Topology) -> LatencyProfile:
+        """What a topology's service times are predicted with."""
+        if self.workers is None or topology != "decoupled":
+            return self.profile
+        return with_workers_of(self.profile, self.workers.profile)
+
+    def link(self, wanted: LinkKind) -> LinkKind:
+        """The link between base replicas and ControlNet workers, for the one that the scenario wants.
+
+        NVLink joins GPUs of one kind only: workers of another kind are taken to be on another host. A kind without NVLink, to
+        which a profile was carried over, goes over PCIe.
+        """
+        if wanted != "nvlink":
+            return wanted
+        if self.workers is not None:
+            return "network"
+        law = "engine.residual_transfer."
+        lacks_it = f"{law}nvlink" not in self.profile.laws and f"{law}pcie" in self.profile.laws
+        return "pcie" if lacks_it and is_carried_over(self.profile) else wanted
+
+    def facts_of(self, allocation: Allocation) -> ProfileFacts | dict[str, ProfileFacts]:
+        """Memory facts, by pool where they differ."""
+        if self.workers is None:
+            return self.facts
+        return {
+            pool.name: self.workers.facts if pool.gpu_kind == self.workers.gpu_kind else self.facts
+            for pool in allocation.pools
+        }
+
+    @property
+    def profile_id(self) -> str:
+        """Of all profiles that a run rests on."""
+        own = self.profile.profile_id
+        return own if self.workers is None else f"{own} with ControlNet workers of {self.workers.profile.profile_id}"
 
 
-@functools.lru_cache(maxsize=2)
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkerKind:
+    """The GPU kind that ControlNet workers run on."""
+
+    gpu_kind: str
+    profile: LatencyProfile
+    facts: ProfileFacts
+    price_ratio: float
+    """Price of one of its GPU-hours over one of the base replicas' kind."""
+    gpus_max: int
+
+
+@functools.lru_cache(maxsize=12)
 def load_inputs(scenario: Scenario, folder: Path) -> Inputs:
     """Profile, sizes and memory facts (read once a process).
 
     Raises:
-        InputError: a file cannot be used, or the GPU kind is not the profile's.
+        InputError: a file cannot be used, the GPU kind is not the profile's, or that of ControlNet workers has no profile or price.
     """
     name = scenario.profile.name
-    profile = load_profile(name if name in shipped_profiles() else str(resolve(name, folder)))
+    profile = profile_of(name, folder)
     if scenario.gpu.kind is not None and scenario.gpu.kind != profile.gpu_kind:
         raise one_problem(
             "scenario gpu.kind", f"got {scenario.gpu.kind!r}", f"{profile.gpu_kind!r}, the kind profile {name!r} was measured on",
@@ -63,7 +113,49 @@ def load_inputs(scenario: Scenario, folder: Path) -> Inputs:
     facts = ProfileFacts.from_profile(profile)
     if scenario.gpu.device_memory_gib is not None:
         facts = replace(facts, device_memory_gib=scenario.gpu.device_memory_gib)
-    return Inputs(profile, sizes, facts, profile.gpu_kind)
+    wanted = scenario.gpu.controlnet_kind
+    inputs = Inputs(profile, sizes, facts, profile.gpu_kind)
+    return inputs if wanted in (None, profile.gpu_kind) else replace(inputs, workers=_workers(scenario, folder, inputs))
+
+
+def _workers(scenario: Scenario, folder: Path, inputs: Inputs) -> WorkerKind:
+    wanted = str(scenario.gpu.controlnet_kind)
+    known = sorted({inputs.gpu_kind, *(item.kind for item in scenario.gpu.others)})
+    if wanted not in known:
+        raise one_problem(
+            "scenario gpu.controlnet_kind", f"got {wanted!r}", f"one of {', '.join(known)}",
+            "Name a profile of that kind under gpu.others, or leave gpu.controlnet_kind out",
+        )  # fmt: skip
+    seen = seen_from(scenario, wanted)
+    theirs = load_inputs(seen, folder)
+    own_usd = scenario_price(scenario, folder, inputs).price_usd_per_gpu_hour
+    ratio = scenario_price(seen, folder, theirs).price_usd_per_gpu_hour / own_usd
+    return WorkerKind(wanted, theirs.profile, theirs.facts, ratio, seen.search.gpus_max)
+
+
+def seen_from(scenario: Scenario, kind: str) -> Scenario:
+    """The question as it would be asked about one of its ``gpu.others`` alone; raises KeyError if ``kind`` is none of them."""
+    other = {item.kind: item for item in scenario.gpu.others}[kind]
+    gpu = scenario.gpu.model_copy(
+        update={"kind": kind, "device_memory_gib": other.device_memory_gib, "others": (), "controlnet_kind": None}
+    )
+    limits = scenario.search
+    return scenario.model_copy(
+        update={
+            "profile": scenario.profile.model_copy(update={"name": other.profile}),
+            "gpu": gpu,
+            "prices": scenario.prices.model_copy(update={"price_usd_per_gpu_hour": other.price_usd_per_gpu_hour}),
+            "search": limits.model_copy(update={"gpus_max": other.gpus_max}) if other.gpus_max else limits,
+        }
+    )
+
+
+def scenario_price(scenario: Scenario, folder: Path, inputs: Inputs) -> Price:
+    """The price the scenario asks for these inputs' kind of GPU; raises :class:`InputError` if there is none."""
+    is_other = inputs.gpu_kind in {item.kind for item in scenario.gpu.others}
+    wanted = seen_from(scenario, inputs.gpu_kind).prices if is_other else scenario.prices
+    path = shipped_tables().get(wanted.table, resolve(wanted.table, folder))
+    return find_price(path, inputs.gpu_kind, wanted.purchase, wanted.price_usd_per_gpu_hour)
 
 
 def service_table(
@@ -86,9 +178,9 @@ def service_table(
         return build_service(
             workload,
             topology,
-            inputs.profile,
+            inputs.profile_for(topology),
             inputs.sizes,
-            link_kind=scenario.policies.link,
+            link_kind=inputs.link(scenario.policies.link),
             lora_patch_by_step=policies.lora_patch_by_step,
             draw=draw,
             extrapolate=scenario.profile.extrapolate,
@@ -139,6 +231,11 @@ def run_fleet(
         InputError: a pool's GPU kind has no profile in the scenario, or an input cannot be used.
     """
     inputs = inputs_by_kind(scenario, folder, {pool.gpu_kind for pool in allocation.pools})
+    worker_kinds = {pool.gpu_kind for pool in allocation.pools_of("controlnet")}
+    inputs = {
+        kind: one if one.workers is not None and worker_kinds == {one.workers.gpu_kind} else replace(one, workers=None)
+        for kind, one in inputs.items()
+    }
     common = inputs[allocation.pools_of("base")[0].gpu_kind]
     is_mixed = len({pool.gpu_kind for pool in allocation.pools}) > 1
     services: dict[str, ServiceTable] = {}
@@ -165,7 +262,7 @@ def inputs_by_kind(scenario: Scenario, folder: Path, kinds: set[str]) -> dict[st
     """The inputs of every GPU kind; raises :class:`InputError` for one that neither the profile nor ``gpu.others`` covers."""
     found = {}
     own = load_inputs(scenario, folder)
-    others = {item.kind: item.profile for item in scenario.gpu.others}
+    others = {item.kind for item in scenario.gpu.others}
     unknown = sorted(kinds - {own.gpu_kind, *others})
     if unknown:
         raise one_problem(
@@ -177,9 +274,7 @@ def inputs_by_kind(scenario: Scenario, folder: Path, kinds: set[str]) -> dict[st
         if kind == own.gpu_kind:
             found[kind] = own
         else:
-            profile = scenario.profile.model_copy(update={"name": others[kind]})
-            gpu = scenario.gpu.model_copy(update={"kind": kind, "device_memory_gib": None, "others": ()})
-            found[kind] = load_inputs(scenario.model_copy(update={"profile": profile, "gpu": gpu}), folder)
+            found[kind] = load_inputs(seen_from(scenario, kind), folder)
     return found
 
 

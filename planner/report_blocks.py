@@ -18,6 +18,8 @@ class Paragraph:
     text: str
     tone: Tone = "plain"
     language: str = "en"
+    twin: str = ""
+    """Language in which the next paragraph says the same."""
     kind: str = "paragraph"
 
 

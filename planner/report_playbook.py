@@ -68,8 +68,10 @@ def _split(plan: PlanRecord, roi: Roi | None) -> tuple[str, ...]:
     if apart is not None and same is not None:
         gain = same.cost.total_usd - apart.cost.total_usd
         lines.append(
-            f"ControlNets as services of their own: {'save' if gain > 0 else 'cost'} {usd(abs(gain))} a month against the same engine "
-            f"without them, operation included: {'split' if gain > 0 else 'do not split for money'}"
+            f"ControlNets as services of their own: save {usd(gain)} a month against the same engine without them, operation included: split"
+            if gain > 0
+            else f"ControlNets as services of their own: cost {usd(abs(gain))} a month against the same engine without them, operation included: "
+            "do not split for money"
         )
     elif apart is not None:
         lines.append(

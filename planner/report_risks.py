@@ -160,7 +160,7 @@ def _of_numbers(plan: PlanRecord, row: TopologyRow) -> list[Risk]:
             Risk(
                 "More services to run: a ControlNet pool that fails holds up every request that needs it.",
                 f"{n_services} pools: {', '.join(pool.name for pool in row.pools)}; failures are not simulated in this plan.",
-                "Operating cost counts in the money below; keep today's fleet up until the gate of each phase.",
+                "Operating cost is counted in the full cost; keep today's fleet up until the gate of each phase.",
             )
         )
     return found

@@ -54,7 +54,7 @@ def answer(plan: PlanRecord, roi: Roi | None) -> Section:
     blocks: list[Block] = [Paragraph(plan.sentence, "answer")]
     if roi is not None:
         said = decision(roi)
-        blocks += [Paragraph(said.english, "answer"), Paragraph(said.japanese, "answer", "ja")]
+        blocks += [Paragraph(said.english, "answer", twin="ja"), Paragraph(said.japanese, "answer", "ja")]
     if plan.recommended is not None:
         blocks.append(Cards(tuple(_cards(plan, roi))))
     if plan.infeasible is not None:

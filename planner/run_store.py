@@ -245,5 +245,5 @@ def run_key(
 ) -> RunKey:
     """The key of one run of a scenario."""
     return RunKey(
-        question_sha256(scenario), trace_digest, inputs.profile.profile_id, to_json(allocation), repetition, sizes_sha256(inputs.sizes)
+        question_sha256(scenario), trace_digest, inputs.profile_id, to_json(allocation), repetition, sizes_sha256(inputs.sizes)
     )  # fmt: skip

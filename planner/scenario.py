@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from ruamel.yaml import YAML
 
 from engine.allocation import LinkKind, Policies
@@ -84,15 +84,33 @@ class ProfileChoice(_Table):
     """Which measured latencies the plan rests on."""
 
     name: Annotated[
-        str, Field(min_length=1, max_length=4096, description="A shipped profile, or a file relative to this scenario.")
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="A shipped profile, a file relative to this scenario, or 'PROFILE as GPU', carried over by datasheet.",
+        ),
     ]
     extrapolate: Annotated[bool, Field(description="Predict outside the measured box, and say so in the result.")] = (
         False
     )
 
 
-class OtherKind(_Table):
-    """A GPU kind that pools of an allocation file may have beside the profile's own."""
+class _KindTable(_Table):
+    """Some keys are left out of a dump while they are null: scenarios from before there were any keep their digest."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = dump(self)
+        drop = self._left_out()
+        return {name: value for name, value in plain.items() if value is not None or name not in drop}
+
+    def _left_out(self) -> frozenset[str]:
+        raise NotImplementedError
+
+
+class OtherKind(_KindTable):
+    """A GPU kind at hand beside the profile's own: plans look at it too, and pools of an allocation file may have it."""
 
     kind: Annotated[str, Field(min_length=1, max_length=100)]
     profile: Annotated[
@@ -100,20 +118,45 @@ class OtherKind(_Table):
         Field(
             min_length=1,
             max_length=4096,
-            description="Its profile: a shipped one, or a file relative to this scenario.",
+            description="Its profile: a shipped one, a file relative to this scenario, or 'PROFILE as GPU', carried over.",
         ),
     ]
+    price_usd_per_gpu_hour: Annotated[float | None, Field(gt=0, le=10_000, description="null: the price table's.")] = (
+        None
+    )
+    gpus_max: Annotated[
+        int | None, Field(ge=1, le=100_000, description="Most GPUs of this kind; null: search.gpus_max.")
+    ] = None
+    device_memory_gib: Annotated[float | None, Field(gt=0, le=4096, description="null: its profile's.")] = None
+
+    def _left_out(self) -> frozenset[str]:
+        return frozenset({"price_usd_per_gpu_hour", "gpus_max", "device_memory_gib"})
 
 
-class Gpu(_Table):
+class Gpu(_KindTable):
     """The GPUs to be rented."""
 
     kind: Annotated[str | None, Field(max_length=100, description="null: the profile's.")] = None
     device_memory_gib: Annotated[float | None, Field(gt=0, le=4096, description="null: the profile's.")] = None
     others: Annotated[
         tuple[OtherKind, ...],
-        Field(max_length=16, description="Further kinds that an allocation may use (simulate only)."),
+        Field(max_length=16, description="Further kinds: a plan looks at each, and an allocation may use it."),
     ] = ()
+    controlnet_kind: Annotated[
+        str | None,
+        Field(max_length=100, description="Kind of ControlNet workers (decoupled); null: a plan tries each."),
+    ] = None
+
+    def _left_out(self) -> frozenset[str]:
+        return frozenset({"controlnet_kind"})
+
+    @model_validator(mode="after")
+    def _kinds_once(self) -> Gpu:
+        kinds = [other.kind for other in self.others] + ([self.kind] if self.kind is not None else [])
+        twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if twice:
+            raise ValueError(f"names {', '.join(twice)} twice|Name each GPU kind once, gpu.kind included")
+        return self
 
 
 class Prices(_Table):

@@ -26,6 +26,7 @@ GAIN_MIN_RATIO: Final = 0.1
 DESCENTS_MAX: Final = 8
 PLENTY: Final = 3
 """Others' replicas over the best's while one pool is lowered: with three times as many they no longer bind."""
+PRICE_ROUNDING: Final = 1e-9
 LINE_MAX: Final = 48
 """Allocations of one size that are looked at before that size is given up."""
 BUSY_RATIO_MAX: Final = 0.85
@@ -67,10 +68,14 @@ class SearchOutcome:
 class Evaluator:
     """Simulates counts once each and remembers."""
 
-    def __init__(self, evaluate: Callable[[Counts], Evaluation], target: float, gpus_max: int) -> None:
+    def __init__(
+        self, evaluate: Callable[[Counts], Evaluation], target: float, gpus_max: int, workers_max: int | None = None
+    ) -> None:
+        """``workers_max``: most ControlNet replicas, where ``gpus_max`` limits base replicas alone; None: it limits all."""
         self._evaluate = evaluate
         self.target = target
-        self.gpus_max = gpus_max
+        self._gpus_max = gpus_max
+        self._workers_max = workers_max
         self.seen: dict[Counts, Evaluation] = {}
         self._misses: list[Counts] = []
 
@@ -81,9 +86,15 @@ class Evaluator:
                 self._misses.append(counts)
         return self.seen[counts]
 
+    def base_max(self, others: Counts) -> int:
+        """Most base replicas beside these ControlNet replicas; 0 if even those are too many."""
+        if self._workers_max is None:
+            return max(0, self._gpus_max - sum(others))
+        return self._gpus_max if sum(others) <= self._workers_max else 0
+
     def meets(self, counts: Counts) -> bool:
         """Whether the allocation is allowed and meets the target in simulation."""
-        return sum(counts) <= self.gpus_max and self.suffices(counts)
+        return counts[0] <= self.base_max(counts[1:]) and self.suffices(counts)
 
     def suffices(self, counts: Counts) -> bool:
         """Whether the allocation meets the target, allowed or not; not simulated if more of every pool was seen to miss it."""
@@ -114,6 +125,8 @@ def search(shape: Shape, evaluator: Evaluator, start: int, low: int, *, toleranc
             best = _fewest_base(evaluator, others, base, low, tolerance_ratio)
     if best is not None and tolerance_ratio == 0:
         best = _cheapest_on_frontier(evaluator, best, low)
+        if shape.worker_price_ratio != 1.0:
+            best = cheapest_by_price(shape, evaluator, best, low)
     return _outcome(shape, evaluator, best)
 
 
@@ -126,11 +139,13 @@ def refine(shape: Shape, evaluator: Evaluator, start: Counts, low: int) -> Searc
     """Searches near ``start``, which was found on other traffic of the same kind; for traffic too long to search at large."""
     best = _fewest_base(evaluator, start[1:], start[0], low)
     grown = start[1:]
-    while best is None and grown and low + sum(grown) < evaluator.gpus_max:
+    while best is None and grown and low < evaluator.base_max(grown):
         grown = tuple(math.ceil(n * 1.25) for n in grown)
         best = _fewest_base(evaluator, grown, start[0], low)
     if best is not None:
         best = _lower_each(evaluator, best, low)
+        if shape.worker_price_ratio != 1.0:
+            best = cheapest_by_price(shape, evaluator, best, low)
     return _outcome(shape, evaluator, best)
 
 
@@ -149,7 +164,7 @@ def _fewest_base(
     evaluator: Evaluator, others: Counts, start: int, low: int, tolerance_ratio: float = 0.0
 ) -> Counts | None:
     """Gallops from ``start`` until the answer is bracketed, then bisects; None if nothing within reach meets the target."""
-    highest = evaluator.gpus_max - sum(others)
+    highest = evaluator.base_max(others)
     if highest < low:
         return None
     here = min(max(start, low), highest)
@@ -198,6 +213,20 @@ def _cheapest_on_frontier(evaluator: Evaluator, best: Counts, low: int) -> Count
     """
     if len(best) == 1:
         return best
+    floors = _floors(evaluator, best, low)
+    while True:
+        cheaper = next(
+            (trial for trial in _one_smaller(best, floors) if evaluator.meets(trial)),
+            None,
+        )
+        if cheaper is None:
+            return best
+        lowered = _fewest_base(evaluator, cheaper[1:], cheaper[0], floors[0])
+        best = lowered if lowered is not None else cheaper
+
+
+def _floors(evaluator: Evaluator, best: Counts, low: int) -> list[int]:
+    """How far each pool can go down while the others have plenty."""
     floors = [low if pool == 0 else 1 for pool in range(len(best))]
     for pool in range(len(best)):
         bad, good = floors[pool] - 1, best[pool]
@@ -209,15 +238,39 @@ def _cheapest_on_frontier(evaluator: Evaluator, best: Counts, low: int) -> Count
             else:
                 bad = middle
         floors[pool] = good
+    return floors
+
+
+def cheapest_by_price(shape: Shape, evaluator: Evaluator, best: Counts, low: int) -> Counts:
+    """The cheapest allocation near ``best``, which meets the target, where a ControlNet replica does not cost what a base one does.
+
+    Exact for one ControlNet pool if attainment is monotone and no better one lies more than ``LINE_MAX`` sizes of that pool away:
+    for each size only the most base replicas that would still be cheaper are simulated, then bisected. With several pools one is
+    resized at a time until none helps.
+    """
+    if len(best) == 1:
+        return best
+    floors = _floors(evaluator, best, low)
     while True:
-        cheaper = next(
-            (trial for trial in _one_smaller(best, floors) if evaluator.meets(trial)),
-            None,
-        )
-        if cheaper is None:
+        before = best
+        for pool in range(1, len(best)):
+            sizes = range(floors[pool], best[pool] + LINE_MAX)
+            for n in sorted(sizes, key=lambda n, own=best[pool]: (abs(n - own), n)):  # type: ignore[misc]
+                others = (*best[1:pool], n, *best[pool + 1 :])
+                spare = shape.cost(best) - shape.cost((0, *others))
+                most = min(math.ceil(spare - PRICE_ROUNDING) - 1, evaluator.base_max(others))
+                if most < floors[0] or not evaluator.meets((most, *others)):
+                    continue
+                bad, good = floors[0] - 1, most
+                while good - bad > 1:
+                    middle = (good + bad) // 2
+                    if evaluator.meets((middle, *others)):
+                        good = middle
+                    else:
+                        bad = middle
+                best = (good, *others)
+        if best == before:
             return best
-        lowered = _fewest_base(evaluator, cheaper[1:], cheaper[0], floors[0])
-        best = lowered if lowered is not None else cheaper
 
 
 def _one_smaller(near: Counts, floors: Sequence[int]) -> Iterator[Counts]:

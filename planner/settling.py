@@ -91,7 +91,7 @@ def settle(
         good = [contender for contender in contenders if contender.is_confirmed]
         if not good:
             return None
-        choice = min(good, key=lambda contender: contender.allocation.n_gpus)
+        choice = min(good, key=lambda contender: contender.cost)
         known.setdefault((choice.search.topology, choice.counts or ()), list(choice.confirmations))
         chosen = _doubt(known, choice, choice.counts or ())
         cheaper = [_doubt(known, contender, counts) for contender, counts in _cheaper(choice, good)]
@@ -113,7 +113,7 @@ def _take_back(scenario: Scenario, folder: Path, doubt: Doubt, pace: Pace) -> bo
         return False
     pace.progress(f"{contender.search.topology} with {sum(doubt.counts)} GPUs does not hold over more repetitions")
     contender.counts, contender.is_confirmed = one_more(doubt.counts, mean_busy(contender)), False
-    if sum(contender.counts) <= scenario.search.gpus_max:
+    if contender.may_have(contender.counts, scenario):
         confirm_all(scenario, folder, [contender], pace)
     return True
 
@@ -144,7 +144,8 @@ def _tighten(
         contender.confirmations = tuple(own.confirmations)
         holding = [doubt for doubt in smaller if _holds(doubt, scenario)]
         if holding:
-            _promote(max(holding, key=lambda doubt: (float(np.mean(doubt.attained)), doubt.counts)), pace)
+            order = lambda doubt: (-_cost(doubt), float(np.mean(doubt.attained)), doubt.counts)  # noqa: E731
+            _promote(max(holding, key=order), pace)
         elif not _take_back(scenario, folder, own, pace):
             return
 
@@ -178,6 +179,11 @@ def _examine(
 
 def _rounds(n_requests: int) -> int:
     return ROUNDS_MAX if n_requests <= EXTRA_REQUESTS_MAX else 0
+
+
+def _cost(doubt: Doubt) -> float:
+    shape = doubt.contender.search.shape
+    return float(sum(doubt.counts)) if shape is None else shape.cost(doubt.counts)
 
 
 def _doubt(known: dict[tuple[str, Counts], list[Confirmation]], contender: Contender, counts: Counts) -> Doubt:

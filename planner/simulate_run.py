@@ -107,7 +107,10 @@ def chosen_allocation(
     inputs = load_inputs(scenario, folder)
     workload = build_traffic(scenario, folder).workload
     service = service_table(scenario, inputs, workload, name, draw=None, noise_seed=0)
-    shape = shapes_of(scenario, name, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind)[0]
+    link = inputs.link(scenario.policies.link)
+    shape = shapes_of(
+        scenario, name, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind, inputs.workers, link
+    )[0]
     if bool(shape.controlnet_pools) != (controlnet_replicas > 0):
         needs = "1 or more for decoupled" if shape.controlnet_pools else f"0 for {name}"
         raise one_problem("--controlnet-replicas", f"got {controlnet_replicas}", needs)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.explain import usd
+from planner.kind_record import KindsRecord
 from planner.plan_record import Estimate, PlanRecord
 from planner.report_words import TOPOLOGY_HEADER, grades_words, topology_cells
 
@@ -26,6 +27,9 @@ def print_plan(plan: PlanRecord, files: Sequence[Path], console: Console) -> Non
     for row in plan.topologies:
         if row.verdict != "meets_slo":
             console.print(Text(f"{row.topology}: {row.why}"))
+    if plan.kinds is not None:
+        console.print()
+        console.print(_kinds(plan.kinds))
     if plan.waterfall is not None:
         console.print()
         console.print(_waterfall(plan))
@@ -45,6 +49,33 @@ def print_plan(plan: PlanRecord, files: Sequence[Path], console: Console) -> Non
     if files:
         console.print()
         console.print(Text(f"Files in {files[0].parent}: {', '.join(path.name for path in files)}"), soft_wrap=True)
+
+
+def _kinds(kinds: KindsRecord) -> Table:
+    """A line a kind and topology; pairs of kinds only where a fleet was sized."""
+    prices = ", ".join(
+        f"{kind.gpu_kind} ${kind.price_usd_per_gpu_hour:.2f}{' (assumed profile)' if kind.is_assumed else ''}"
+        for kind in kinds.kinds
+    )
+    table = Table(title=f"GPU kinds: {prices}", title_justify="left", title_style="", pad_edge=False)
+    for name in ("GPU kind", "topology", "GPUs", "$/month", "in time", "p99", "verdict"):
+        table.add_column(
+            name, justify="left" if name in {"GPU kind", "topology", "verdict"} else "right", overflow="fold"
+        )
+    for row in kinds.rows:
+        chosen = (row.gpu_kind, row.worker_gpu_kind) == (kinds.base_gpu_kind, kinds.worker_gpu_kind)
+        apart = f" + {row.worker_gpu_kind}" if row.worker_gpu_kind != row.gpu_kind else ""
+        if apart and row.n_gpus is None:
+            continue
+        least = f"over {usd(row.bound_usd_per_month)}" if row.bound_usd_per_month is not None else "–"
+        cost = usd(row.cost_usd_per_month) if row.cost_usd_per_month is not None else least
+        attained, p99 = row.slo_attainment_ratio.mean, row.latency_p99_s.mean
+        table.add_row(
+            Text(f"{row.gpu_kind}{apart}"), row.topology, "–" if row.n_gpus is None else str(row.n_gpus), cost,
+            "–" if attained is None else f"{attained:.2%}", "–" if p99 is None else f"{p99:.2f} s", row.verdict.replace("_", " "),
+            style="bold" if chosen else "",
+        )  # fmt: skip
+    return table
 
 
 def _side_by_side(plan: PlanRecord, width: int) -> Table:

@@ -77,11 +77,15 @@ def search_with(
     work_s = service.alone_s + service.controlnet_work_s
     load, peak = mean_load_gpus(workload, work_s), peak_hour_load_gpus(workload, work_s)
     slo = scenario.slo
-    problem = misfit(topology, workload, service, inputs.sizes, inputs.facts, scenario)
+    workers = inputs.workers if topology == "decoupled" else None
+    problem = misfit(topology, workload, service, inputs.sizes, inputs.facts, scenario, workers)
     if problem is not None:
         return TopologySearch(topology, problem, None, None, (), load, peak, dict(service.grades))
     low = fewest_base_replicas(workload, service, slo.latency_s, slo.attainment_ratio)
-    shapes = shapes_of(scenario, topology, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind)
+    link = inputs.link(scenario.policies.link)
+    shapes = shapes_of(
+        scenario, topology, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind, workers, link
+    )
     task = Task(Bench.of(scenario, inputs, workload, service), low, known)
     one_each = shapes[0].allocation((1,) * (1 + len(shapes[0].controlnet_pools)))
     is_long = len(workload) > DIRECT_REQUESTS_MAX or not task.bench.is_compiled(one_each)
@@ -128,8 +132,9 @@ class Task:
 
     def evaluator(self, shape: Shape) -> Evaluator:
         scenario = self.bench.scenario
-        target, gpus_max = scenario.slo.attainment_ratio, _gpus_max(scenario)
-        return Evaluator(lambda counts: self._evaluate(shape, counts), target, gpus_max)
+        target, gpus_max = scenario.slo.attainment_ratio, _at_most(scenario, scenario.search.gpus_max)
+        workers_max = None if shape.workers_max is None else _at_most(scenario, shape.workers_max)
+        return Evaluator(lambda counts: self._evaluate(shape, counts), target, gpus_max, workers_max)
 
     def _evaluate(self, shape: Shape, counts: Counts) -> Evaluation:
         return self.known.get(
@@ -149,7 +154,7 @@ class Task:
     def informed_screen(self, evaluator: Evaluator, others: Counts) -> int:
         """As the screen, with service times stretched to what one simulation found: loads, misses and sharing included."""
         alone_s = self.bench.service.alone_s
-        first = min(math.ceil(FIRST_GUESS * self._screen(alone_s)), max(self.low, evaluator.gpus_max - sum(others)))
+        first = min(math.ceil(FIRST_GUESS * self._screen(alone_s)), max(self.low, evaluator.base_max(others)))
         busy = evaluator((first, *others)).busy_ratios[0]
         stretch = busy * first * self.bench.workload.duration_s / float(alone_s.sum())
         return self._screen(alone_s * max(1.0, stretch))
@@ -177,9 +182,9 @@ def _coarse(task: Task, shape: Shape) -> SearchOutcome:
     return SearchOutcome(shape, found.best, found.looked_at)
 
 
-def _size(found: SearchOutcome) -> tuple[int, int]:
-    """Fewer GPUs; among equals fewer pools."""
-    return (found.best.n_gpus, len(found.best.counts)) if found.best is not None else (10**9, 0)
+def _size(found: SearchOutcome) -> tuple[float, int]:
+    """Less cost; among equals fewer pools."""
+    return (found.shape.cost(found.best.counts), len(found.best.counts)) if found.best is not None else (10**9, 0)
 
 
 def _with_headroom(counts: Counts, scenario: Scenario) -> Counts:
@@ -198,5 +203,6 @@ def _service(scenario: Scenario, inputs: Inputs, workload: Workload, topology: T
     )
 
 
-def _gpus_max(scenario: Scenario) -> int:
-    return max(1, math.floor(scenario.search.gpus_max / (1 + scenario.search.headroom_ratio) + 1e-9))
+def _at_most(scenario: Scenario, gpus_max: int) -> int:
+    """What the search may use, so that the headroom still fits."""
+    return max(1, math.floor(gpus_max / (1 + scenario.search.headroom_ratio) + 1e-9))

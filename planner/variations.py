@@ -136,7 +136,10 @@ def sized(
 def _same_kind(
     scenario: Scenario, inputs: Inputs, workload: Workload, topology: Topology, service: ServiceTable, shape: Shape
 ) -> Shape:
-    found = shapes_of(scenario, topology, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind)
+    link = inputs.link(scenario.policies.link)
+    found = shapes_of(
+        scenario, topology, workload, service, inputs.sizes, inputs.facts, inputs.gpu_kind, inputs.workers, link
+    )
     return next((one for one in found if len(one.controlnet_pools) == len(shape.controlnet_pools)), found[0])
 
 

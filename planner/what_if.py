@@ -25,7 +25,8 @@ from planner.fast import NotModelledError, Prepared, flatten, prepare, simulate_
 from planner.fast.metrics import columns_of
 from planner.replication import Inputs, load_inputs, service_table
 from planner.scenario import Scenario
-from planner.service import STACK_OF, ServiceTable, _mix, _noise_ratio
+from planner.service import STACK_OF, ServiceTable
+from planner.service_noise import mix, service_noise_ratio
 from planner.traffic import source_trace, stream_seed
 from planner.workload import Bools, Floats, Ints, Workload, build_workload
 from traces.problems import one_problem
@@ -202,7 +203,7 @@ def _changed(
         raise one_problem("Traffic", f"keeps {n} requests that arrive at once", "two or more, at different times")
     keys = recorded.request_key[found.source]
     is_copy = found.copy > 0
-    keys = np.where(is_copy, _mix(keys ^ _mix(found.copy.astype(np.uint64))), keys)
+    keys = np.where(is_copy, mix(keys ^ mix(found.copy.astype(np.uint64))), keys)
     workload = _taken(recorded, found.source, keys, found.arrival_s, found.duration_s)
     keeps = np.ones(n, dtype=np.bool_)
     if asked.controlnet_share < 1 and recorded.controlnet_names:
@@ -215,7 +216,7 @@ def _changed(
         stack = STACK_OF[topology]
         if stack not in noise:
             quantiles = inputs.profile.noise_ratio_quantiles.get(stack, ())
-            noise[stack] = np.broadcast_to(_noise_ratio(workload, quantiles, seed), (n,))
+            noise[stack] = np.broadcast_to(service_noise_ratio(workload, quantiles, seed), (n,))
         taken[topology] = _rows_of(pair, found.source, keeps, noise[stack])
     return Changed(workload, taken, prepare(flatten(workload), tuple(taken.values())))
 
@@ -223,7 +224,7 @@ def _changed(
 def keeps_controlnets(recorded: Workload, share: float, seed: int) -> Bools:
     """Which recorded requests keep their ControlNets; whoever keeps them keeps them at every larger share too. [n]"""
     salt = np.array([stream_seed(seed, "what-if ControlNets")], dtype=np.uint64)
-    uniform = (_mix(recorded.request_key ^ _mix(salt)[0]) >> np.uint64(11)) * 2.0**-53
+    uniform = (mix(recorded.request_key ^ mix(salt)[0]) >> np.uint64(11)) * 2.0**-53
     found: Bools = uniform < share
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from calibrate.profile import FORM_PARAMETERS, LAW_FEATURES, Fact, Form, LatencyProfile, Law
+from calibrate.profile import FORM_PARAMETERS, LAW_FEATURES, READ_LAWS, Fact, Form, LatencyProfile, Law
 from engine.allocation import Allocation, Policies, Pool
 from planner.service import ServiceTable, Sizes
 from planner.simulator import ProfileFacts, SimulationResult, simulate
@@ -56,7 +56,7 @@ CONSTANT_S: Mapping[str, float] = MappingProxyType({
 
 
 def constant_profile(noise: Sequence[float] = (), **changed_s: float) -> LatencyProfile:
-    """A profile in which every quantity takes a constant time, on every stack."""
+    """A profile in which every quantity takes a constant time, on every stack; reads into the host tier only where they are named."""
     seconds = {**CONSTANT_S, **changed_s}
 
     def law(name: str) -> Law:
@@ -74,7 +74,7 @@ def constant_profile(noise: Sequence[float] = (), **changed_s: float) -> Latency
     return LatencyProfile(
         architecture="sdxl",
         gpu_kind="test",
-        laws={name: law(name) for name in LAW_FEATURES},
+        laws={name: law(name) for name in LAW_FEATURES if name not in READ_LAWS or name.split(".")[1] in seconds},
         facts={name: Fact(value, "assumed", "by hand, for tests") for name, value in facts.items()},
         noise_ratio_quantiles={stack: tuple(noise) for stack in ("diffusers", "diffusers_tuned", "engine")},
         draws={},

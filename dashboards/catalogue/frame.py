@@ -22,6 +22,8 @@ WORDS = {
         "約{n}件のリクエスト、{hours}時間（毎秒{rate}件）{cut}。目標は{share}%を{latency}秒以内。{gpu}上の{model}、GPU 1台1時間あたり${price}。"
         "比較する構成: {topologies}。",
     ),
+    "frame.needs": ("needs {needs}", "必要な値: {needs}"),
+    "frame.more_problems": ("… and {n} more problems of this input.", "…ほかに{n}件の問題があります。"),
     "frame.nothing_measured": (
         "Nothing in this profile was measured: every latency in it is assumed, and so is every result below.",
         "このプロファイルには実測値がありません。レイテンシはすべて仮定であり、以下の結果もすべて仮定に基づきます。",

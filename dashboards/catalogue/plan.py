@@ -14,6 +14,7 @@ WORDS = {
         "この条件は計画済みです。同じ条件からは同じ計画になります。条件を変えると新しく計画できます。",
     ),
     "plan.planning": ("Planning…", "計画中…"),
+    "plan.clock": ("{s} s", "{s}秒"),
     "plan.stop": ("Stop", "中止"),
     "plan.stop.help": (
         "Any change of the question stops the computation as well.",
@@ -35,10 +36,6 @@ WORDS = {
     "plan.nearest": ("Nearest plan that would do", "実現できる最も近い計画"),
     "plan.nearest_gpus": ("GPUs of the nearest plan", "最も近い計画のGPU数"),
     "plan.nearest_cost": ("Its cost a month", "その月額費用"),
-    "plan.answer": (
-        "{topology} on {n} GPUs keeps {share} % within {latency} s for {cost} a month.",
-        "推奨: {topology}、GPU {n}台。{share}%を{latency}秒以内に返す目標を月額{cost}で守ります。詳細は次の英文のとおりです。",
-    ),
     "plan.these_figures": ("These figures", "この数値"),
     "plan.busy_gpus": ("{n} busy on average", "平均{n}台が稼働"),
     "plan.gpus.help": ("Mean load of the bare work.", "処理そのものの平均負荷です。"),
@@ -113,6 +110,8 @@ WORDS = {
     "plan.allocation": ("Recommended allocation", "推奨する割り当て"),
     "plan.pool": ("Pool", "プール"),
     "plan.role": ("Role", "役割"),
+    "role.base": ("base", "ベース"),
+    "role.controlnet": ("ControlNet", "ControlNet"),
     "plan.replicas": ("Replicas", "レプリカ"),
     "plan.hosts": ("Hosts", "受け持ち"),
     "plan.any_controlnet": ("any ControlNet", "任意のControlNet"),

@@ -16,7 +16,7 @@ from dashboards.evidence import checks_of, report_of, usual_size
 from dashboards.here import Here
 from dashboards.plain_text import escaped, rounded
 from dashboards.validation_view import draw_validation
-from dashboards.words import say
+from dashboards.words import say, translated
 from traces.trace import Trace
 
 STACKS: Final = ("engine", "diffusers", "diffusers_tuned", "lora_fetch", "model_fetch")
@@ -83,7 +83,7 @@ def _draw_held_out(found: dict[str, Any] | None, profile: LatencyProfile) -> Non
         return
     rows = found["summary"]
     table = pd.DataFrame({
-        say("accuracy.law"): [row["name"] for row in rows],
+        say("accuracy.law"): [translated(row["name"]) for row in rows],
         say("accuracy.points"): [row["n_points"] for row in rows],
         say("accuracy.mape"): [_percent(row["mape"]) for row in rows],
         say("accuracy.bias"): [_percent(row["bias_ratio"], "+") for row in rows],
@@ -150,7 +150,7 @@ def _draw_laws(profile: LatencyProfile) -> None:
         say("accuracy.spread"): [_spread(law) for law in laws],
         say("accuracy.repetitions"): [law.n_repetitions for law in laws],
         say("accuracy.domain"): [", ".join(f"{name} {low:.4g}–{high:.4g}" for name, (low, high) in law.domain.items()) for law in laws],
-        say("accuracy.from"): [law.source for law in laws],
+        say("accuracy.from"): [translated(law.source) for law in laws],
     })  # fmt: skip
     draw_table(table, say("accuracy.laws"), "laws.csv", is_wide=True)
 
@@ -177,7 +177,7 @@ def _spread(law: Law) -> str:
 def _draw_identity(profile: LatencyProfile) -> None:
     with st.expander(say("accuracy.identity")):
         facts = [
-            f"{name}: {rounded(fact.value)} ({say(f'grade.{fact.status}')}; {fact.source})"
+            f"{name}: {rounded(fact.value)} ({say(f'grade.{fact.status}')}; {translated(fact.source)})"
             for name, fact in profile.facts.items()
         ]
         head = [
@@ -185,4 +185,4 @@ def _draw_identity(profile: LatencyProfile) -> None:
             f"profile {profile.profile_id}",
             f"raw sha256 {profile.raw_sha256}",
         ]
-        st.text("\n".join([*head, *facts, *(f"• {note}" for note in profile.notes)]))
+        st.text("\n".join([*head, *facts, *(f"• {translated(note)}" for note in profile.notes)]))

@@ -11,6 +11,7 @@ import streamlit as st
 
 from dashboards import link
 from dashboards.allocation_charts import HOSTS_MAX, gpu_map, gpu_map_words
+from dashboards.decision_blocks import draw_blocks
 from dashboards.elements import draw_chart, draw_empty, draw_grades, draw_table
 from dashboards.gpu_layout import Layout, layout_of
 from dashboards.here import Here
@@ -18,9 +19,10 @@ from dashboards.plain_text import escaped, percent
 from dashboards.plan_folder import plan_digest, records_of
 from dashboards.plan_job import Plan
 from dashboards.planning import ask_plan
-from dashboards.words import say
+from dashboards.words import problem_words, say, translated
 from engine.allocation import ANY, Allocation, Policies, allocation_from_plain, to_json
 from planner.explain import usd
+from planner.report_choices import checkpoint_blocks, settings_blocks
 from planner.report_words import share_words
 from planner.run_series import WorkerLoad, worker_loads
 
@@ -41,7 +43,10 @@ def draw(here: Here) -> None:
         return
     is_recommended = plan.record.recommended is not None
     if not is_recommended and plan.record.infeasible is not None:
-        st.warning(say("allocation.nearest", words=escaped(plan.record.infeasible.nearest)), icon=":material/block:")
+        st.warning(
+            say("allocation.nearest", words=escaped(translated(plan.record.infeasible.nearest))),
+            icon=":material/block:",
+        )
     loads = _loads(plan_digest(plan), plan) if is_recommended else {}
     if plan.record.recommended is not None:
         draw_grades(plan.record.row(plan.record.recommended).grades.values(), say("roi.grades"))
@@ -49,6 +54,8 @@ def draw(here: Here) -> None:
     _draw_pools(plan, allocation)
     _draw_add_ons(plan)
     _draw_autoscaling(plan)
+    draw_blocks(checkpoint_blocks(plan.record.checkpoints), "checkpoints")
+    draw_blocks(settings_blocks(plan.record.settings), "settings")
 
 
 def _allocation(plan: Plan) -> Allocation | None:
@@ -94,7 +101,7 @@ def _draw_map(plan: Plan, allocation: Allocation, loads: dict[str, WorkerLoad]) 
     st.subheader(say("allocation.map"), anchor=False)
     if layout.not_cut:
         st.warning(say("allocation.not_cut"))
-        st.text(layout.not_cut)
+        st.text(problem_words(layout.not_cut))
     if known:
         st.caption(f"{say('allocation.legend')} {say('allocation.mean_busy')}: {percent(sum(known) / len(known))}")
     elif plan.record.recommended is not None:
@@ -108,7 +115,7 @@ def _draw_map(plan: Plan, allocation: Allocation, loads: dict[str, WorkerLoad]) 
 def _draw_gpu_table(layout: Layout) -> None:
     rows = [
         {
-            say("allocation.hosts"): index, "GPU": column, say("allocation.pool"): gpu.pool, say("allocation.role"): gpu.role,
+            say("allocation.hosts"): index, "GPU": column, say("allocation.pool"): gpu.pool, say("allocation.role"): say(f"role.{gpu.role}") if gpu.role else "",
             "Worker": ", ".join(gpu.workers), say("allocation.busy_percent"): _hundred(gpu.busy_ratio),
             say("allocation.loading_percent"): _hundred(gpu.loading_ratio),
         }
@@ -133,7 +140,7 @@ def _draw_pools(plan: Plan, allocation: Allocation) -> None:
         row = seen.get(pool.name)
         rows.append(
             {
-                say("allocation.pool"): pool.name, say("allocation.role"): pool.role, say("allocation.replicas"): pool.n_replicas,
+                say("allocation.pool"): pool.name, say("allocation.role"): say(f"role.{pool.role}"), say("allocation.replicas"): pool.n_replicas,
                 say("allocation.gpus"): pool.n_gpus, say("allocation.busy_percent"): _hundred(row.busy_ratio) if row else None,
                 say("allocation.loading_percent"): _hundred(row.loading_ratio) if row else None,
                 say("allocation.checkpoints"): hosted(pool.base_model_ids, "–") if pool.role == "base" else "–",
@@ -171,7 +178,7 @@ def _draw_add_ons(plan: Plan) -> None:
             say("allocation.placement"): say(f"placement.{row.placement.replace(' ', '_')}"),
             say("allocation.use_percent"): round(100 * row.use_ratio, 1), say("allocation.gpu_hours"): round(row.gpu_hours_per_month, 1),
             say("allocation.usd_month"): round(row.cost_usd_per_month, 2), say("allocation.adds"): round(row.latency_added_s, 2),
-            say("allocation.why"): row.why,
+            say("allocation.why"): translated(row.why),
         }
         for row in found.rows
     ]  # fmt: skip
@@ -189,7 +196,7 @@ def _draw_autoscaling(plan: Plan) -> None:
     if found is None:
         return
     st.subheader(say("allocation.autoscaling"), anchor=False)
-    st.text(found.why)
+    st.text(translated(found.why))
     if not found.tried:
         return
     fixed = {

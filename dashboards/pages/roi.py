@@ -9,6 +9,7 @@ import streamlit as st
 
 from dashboards import money_charts as charts
 from dashboards import money_inputs
+from dashboards.decision_blocks import draw_blocks
 from dashboards.elements import draw_chart, draw_empty, draw_grades, draw_problem, draw_table
 from dashboards.folder_job import compute_roadmap
 from dashboards.here import Here
@@ -17,7 +18,7 @@ from dashboards.plain_text import escaped
 from dashboards.plan_folder import plan_digest, plan_folder
 from dashboards.plan_job import Plan
 from dashboards.planning import ask_plan, store, with_progress
-from dashboards.words import language, say
+from dashboards.words import language, say, translated
 from planner.explain import usd
 from planner.money.roi import Ground, Priced, Returns, Roi, read_ground, roi_on
 from planner.money.shares import Share
@@ -25,6 +26,7 @@ from planner.money.text import markdown, to_json
 from planner.plan_files import MONEY_REQUESTS_MAX
 from planner.plan_record import PhaseRow
 from planner.report import html as report_html
+from planner.report_choices import purchasing_blocks
 from planner.report_words import seconds_words, share_words, words_of_test
 from planner.sentences import chance_words, decision
 from traces.problems import InputError
@@ -58,11 +60,12 @@ def draw(here: Here) -> None:
         st.subheader(say("roi.tornado"), anchor=False)
         draw_chart(charts.tornado(roi.returns), charts.tornado_words(roi.returns), "roi_tornado")
         st.caption(say("roi.tornado.note"))
+    draw_blocks(purchasing_blocks(plan.record.purchasing), "purchasing")
     _draw_buying(roi)
     _draw_shares(roi)
     phases = _draw_roadmap(plan, roi, text)
     st.subheader(say("roi.notes"), anchor=False)
-    st.text("\n".join(f"• {note}" for note in roi.notes))
+    st.text("\n".join(f"• {translated(note)}" for note in roi.notes))
     recommended = plan.record.row(plan.record.recommended)
     draw_grades(recommended.grades.values(), say("roi.grades"))
     _draw_files(roi, phases, text)
@@ -176,7 +179,7 @@ def share_table(rows: Sequence[Share]) -> pd.DataFrame:
     total = sum(row.cost_cents for row in rows)
     cells = [
         (
-            row.kind,
+            translated(row.kind),
             charts.share_name(row),
             "" if row.n_requests is None else str(row.n_requests),
             f"{row.cost_cents / 100:.2f}",
@@ -215,7 +218,7 @@ def _draw_phase(phase: PhaseRow) -> None:
     name = f"{phase.number}. {say(f'roi.phase.{phase.name.split()[0]}')}"
     with st.container(border=True):
         st.markdown(f"**{escaped(name)}**" + ("" if phase.is_worthwhile else f" · {say('roi.phase.skipped')}"))
-        st.text(phase.what)
+        st.text(translated(phase.what))
         if not phase.is_worthwhile:
             return
         figures = [
@@ -224,8 +227,8 @@ def _draw_phase(phase: PhaseRow) -> None:
         ]  # fmt: skip
         st.text(" · ".join(figures))
         lines = [
-            (say("roi.phase.watch"), "; ".join(phase.watch)), (say("roi.phase.gate"), phase.gate), (say("roi.phase.back"), phase.roll_back),
-            (say("roi.phase.test"), words_of_test(phase) if phase.topology is not None else ""),
+            (say("roi.phase.watch"), "; ".join(translated(one) for one in phase.watch)), (say("roi.phase.gate"), translated(phase.gate)), (say("roi.phase.back"), translated(phase.roll_back)),
+            (say("roi.phase.test"), translated(words_of_test(phase)) if phase.topology is not None else ""),
         ]  # fmt: skip
         for title, words in lines:
             if words:
@@ -241,6 +244,7 @@ def _draw_files(roi: Roi, phases: tuple[PhaseRow, ...], text: str) -> None:
         ("roi.md", markdown(roi, phases), "text/markdown"),
         ("assumptions.yaml", text, "application/yaml"),
         ("report.html", report_html(record, roi), "text/html"),
+        ("report.ja.html", report_html(record, roi, "ja"), "text/html"),
     )
     with st.container(horizontal=True):
         for name, content, mime in files:

@@ -15,7 +15,7 @@ from dashboards.plain_text import escaped, percent
 from dashboards.plan_folder import plan_digest, records_of
 from dashboards.plan_job import Plan
 from dashboards.planning import ask_plan
-from dashboards.words import say
+from dashboards.words import say, translated
 from planner.run_series import RunSeries, life_of, run_series, slowest
 
 WINDOW: Final = "tl_window"
@@ -127,7 +127,7 @@ def _draw_life(plan: Plan, requests: pd.DataFrame) -> None:
         draw_empty(say("timeline.life.unknown"))
         return
     if one.latency_s is None:
-        st.text(say("timeline.life.not_done", status=one.status, reason=one.reason))
+        st.text(say("timeline.life.not_done", status=one.status, reason=translated(one.reason)))
         return
     draw_chart(charts.life(one, plan.record.slo_latency_s), charts.life_words(one), "timeline_life", shows_words=False)
     about = one.about

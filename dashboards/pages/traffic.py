@@ -13,7 +13,7 @@ from dashboards.elements import draw_chart, draw_csv, draw_problem, draw_table
 from dashboards.here import Here
 from dashboards.plain_text import escaped, rounded
 from dashboards.planning import store, with_progress
-from dashboards.words import say
+from dashboards.words import say, translated
 from planner.scenario import Scenario
 from traces.character import Description, describe
 from traces.problems import InputError, one_problem
@@ -118,7 +118,7 @@ def _draw_add_ons(found: Description) -> None:
         draw_chart(charts.popularity(found), charts.popularity_words(found), "popularity")
     st.subheader(say("traffic.cache_curve"), anchor=False)
     st.caption(say("traffic.cache_curve.note", n=found.n_instances))
-    st.caption(escaped(found.instance_rule))
+    st.caption(escaped(translated(found.instance_rule)))
     draw_chart(charts.cache_curve(found), charts.cache_curve_words(found), "cache_curve")
     rows = [
         {"kind": kind, "cache_places": size, "loads_per_request": loads}
@@ -143,12 +143,13 @@ def _draw_mix(found: Description) -> None:
 
 def _draw_source(found: Description, trace: Trace) -> None:
     with st.expander(say("traffic.source")):
-        st.text(trace.provenance.source)
+        st.text(translated(trace.provenance.source))
         lines = [
-            f"{what}: {n:,}" for what, n in (*trace.provenance.defaults.items(), *trace.provenance.left_out.items())
+            f"{translated(what)}: {n:,}"
+            for what, n in (*trace.provenance.defaults.items(), *trace.provenance.left_out.items())
         ]
         notes = found.provenance.get("notes", ())
-        st.text("\n".join([*lines, *(f"• {note}" for note in notes)]) or say("traffic.source.nothing"))
+        st.text("\n".join([*lines, *(f"• {translated(note)}" for note in notes)]) or say("traffic.source.nothing"))
 
 
 def _draw_today(here: Here) -> None:
@@ -195,13 +196,13 @@ def _draw_today(here: Here) -> None:
 
 
 def _draw_diagnosis(found: dict[str, Any]) -> None:
-    st.text("\n".join(found["sentences"]))
+    st.text("\n".join(map(translated, found["sentences"])))
     rows = found["by_stage"]
     draw_chart(charts.stages(rows), charts.stages_words(rows), "stages")
     draw_csv(pd.DataFrame(rows), "by-stage.csv")
     st.markdown(f"**{say('traffic.changes')}**")
     changes = pd.DataFrame({
-        say("traffic.change"): [row["words"] for row in found["changes"]],
+        say("traffic.change"): [translated(row["words"]) for row in found["changes"]],
         "p95 (s)": [_round(row["at_present_size"]["latency_p95_s"]) for row in found["changes"]],
         say("traffic.gain"): [_round(row["p95_gain_s"]) for row in found["changes"]],
         say("traffic.fewest"): [row["fewest_gpus"] for row in found["changes"]],
@@ -221,7 +222,7 @@ def _draw_diagnosis(found: dict[str, Any]) -> None:
         })  # fmt: skip
         st.dataframe(frame.head(ADD_ONS_SHOWN), hide_index=True, alt=say("traffic.by_add_on"))
         draw_csv(frame, "by-add-on.csv")
-    st.text("\n".join(f"• {line}" for line in (*found["assumptions"], *found["notes"])))
+    st.text("\n".join(f"• {translated(line)}" for line in (*found["assumptions"], *found["notes"])))
 
 
 def _round(value: float | None, decimals: int = 2) -> float | None:

@@ -19,7 +19,7 @@ from dashboards.planning import LAST, compute_plan, known_plan
 from dashboards.uploads import session_folder
 from dashboards.what_if_charts import frontier, frontier_words
 from dashboards.what_if_job import changed_of, ground_of, guess_of, outcome_of
-from dashboards.words import say
+from dashboards.words import say, translated
 from planner.candidates import Counts
 from planner.explain import usd
 from planner.fast import NotModelledError
@@ -324,7 +324,7 @@ def _draw_search(here: Here, ground: Ground, moved: _Moved) -> None:
     if "_searched" in st.session_state:
         sentence, found = st.session_state["_searched"]
         with st.container(border=True):
-            st.text(sentence)
+            st.text(translated(sentence))
             if found:
                 st.button(say("what_if.take"), key="take", on_click=_take, args=(found,), help=say("what_if.take.help"))
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from planner.export.counts import PoolCount
 from planner.export.source import Source
-from planner.plan_record import Estimate
+from planner.plan_record import Estimate, PlanRecord
 
 SCHEMA_VERSION: Final = 1
 CSV_COLUMNS: Final = (
@@ -25,7 +25,8 @@ _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "'")
 def bill_plain(source: Source) -> dict[str, Any]:
     """The bill as JSON values. Dollars and hours are exact decimal products of the plan's numbers."""
     plan, ids = source.plan, source.plan.ids
-    price, hours = Decimal(str(ids.price_usd_per_gpu_hour)), Decimal(str(ids.hours_per_month))
+    hours = Decimal(str(ids.hours_per_month))
+    price_of = {pool.gpu_kind: _price(plan, pool.gpu_kind) for pool in source.allocation.pools}
     rows = [
         {
             "pool": pool.name,
@@ -37,10 +38,10 @@ def bill_plain(source: Source) -> dict[str, Any]:
             "n_gpus_per_replica": pool.n_gpus_per_replica,
             "workers_per_gpu": pool.workers_per_gpu,
             "n_gpus": pool.n_gpus,
-            "price_usd_per_gpu_hour": float(price),
+            "price_usd_per_gpu_hour": float(price_of[pool.gpu_kind]),
             "hours_per_month": float(hours),
             "gpu_hours_per_month": float(pool.n_gpus * hours),
-            "cost_usd_per_month": float(pool.n_gpus * hours * price),
+            "cost_usd_per_month": float(pool.n_gpus * hours * price_of[pool.gpu_kind]),
         }
         for pool in source.allocation.pools
     ]
@@ -68,10 +69,19 @@ def bill_plain(source: Source) -> dict[str, Any]:
         "total": {
             "n_gpus": n_gpus,
             "gpu_hours_per_month": float(n_gpus * hours),
-            "cost_usd_per_month": float(n_gpus * hours * price),
+            "cost_usd_per_month": float(
+                sum(pool.n_gpus * hours * price_of[pool.gpu_kind] for pool in source.allocation.pools)
+            ),
             "planned_cost_usd_per_month": source.cost_usd_per_month,
         },
     }
+
+
+def _price(plan: PlanRecord, gpu_kind: str) -> Decimal:
+    """Of a kind that the plan weighed against its own, or its own."""
+    if plan.kinds is None or gpu_kind == plan.ids.profile_gpu_kind:
+        return Decimal(str(plan.ids.price_usd_per_gpu_hour))
+    return Decimal(str(plan.kinds.price_of(gpu_kind)))
 
 
 def bill_json(source: Source) -> str:

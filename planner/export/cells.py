@@ -74,7 +74,7 @@ def _groups(allocation: Allocation, problems: list[Problem]) -> list[list[Pool]]
                     "is of kind 'network'",
                     "a link inside a host: nvlink, pcie, local",
                     "Workers of other hosts join by hand today (python -m engine.workers.main --join): plan with "
-                    "policies.link: nvlink, or provision this pool yourself",
+                    "policies.link: nvlink and without gpu.others, or provision this pool yourself",
                 )
             )
             continue

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from planner.export.cluster import Store
+from planner.export.host_memory import HostTiers
 
 PORT: Final = 8080
 ALLOCATION_FILE: Final = "/etc/diffplan/allocation/allocation.json"
@@ -29,13 +30,16 @@ def engine_command() -> list[str]:
     return ["diffplan", "engine", "serve"]
 
 
-def engine_arguments(store: Store, n_gpus: int, drain_s: int, warm: Sequence[str] = ()) -> list[str]:
+def engine_arguments(store: Store, n_gpus: int, drain_s: int, tiers: HostTiers, warm: Sequence[str] = ()) -> list[str]:
     """Its arguments for a pod with ``n_gpus`` GPUs; SIGTERM waits ``drain_s`` for admitted requests.
 
     Args:
+        tiers: host memory of each worker process for checked models.
         warm: shapes that workers capture before the pod is ready.
     """
     options = ["--warm", ",".join(warm)] if warm else []
+    options += ["--option", f"host_checkpoint_gib={tiers.checkpoint_gib:.10g}"]
+    options += ["--option", f"host_controlnet_gib={tiers.controlnet_gib:.10g}"]
     if store.token_secret is not None:
         options += ["--option", f"loader_token_file={STORE_TOKEN_FOLDER}/{STORE_TOKEN_KEY}"]
         options += ["--option", "loader_token_over_http=true"] if store.is_token_sent_plainly else []

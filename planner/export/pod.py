@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from engine.allocation import Allocation
-from engine.catalogue import AddOnKind, Catalogue
+from engine.catalogue import Catalogue
 from planner.export.cells import Cell
 from planner.export.cluster import Cluster
 from planner.export.engine_command import (
@@ -27,6 +27,7 @@ from planner.export.engine_command import (
     engine_arguments,
     engine_command,
 )
+from planner.export.host_memory import host_tiers, lora_tier_gib, memory_request_gib
 from planner.export.names import label_value
 
 USER_ID: Final = 10_001
@@ -41,10 +42,6 @@ LEAVE_BALANCED_S: Final = 15
 """Likewise behind a balancer, which learns from DNS that the pod goes: names are kept up to 5 s by the cluster's DNS and 2 s by HAProxy."""
 STOP_MARGIN_S: Final = 30
 """From the end of the drain until the processes are gone."""
-LINE_GIB_PER_GPU: Final = 1.0
-"""Shared memory for the lines between workers; assumed, the residuals of one SDXL forward are a tenth of it."""
-GIB: Final = 2**30
-ADD_ON_KINDS: Final[tuple[AddOnKind, ...]] = ("base", "controlnet", "lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +96,6 @@ def node_labels(gpu_kind: str, purchase: str, cluster: Cluster) -> dict[str, str
     return {GPU_KIND_LABEL: label_value(gpu_kind), PURCHASE_LABEL: label_value(purchase)}
 
 
-def host_tier_gib(allocation: Allocation) -> float:
-    """Shared memory of a pod: the host tier for LoRAs that the plan gives its base replicas, and room for the workers' lines."""
-    planned = allocation.policies.lora_cache_gib * sum(pool.n_replicas for pool in allocation.pools_of("base"))
-    return planned + LINE_GIB_PER_GPU * allocation.n_gpus
-
-
 def leave_s(cluster: Cluster) -> int:
     """From the moment a pod is told to stop until it admits nothing more."""
     return LEAVE_S if cluster.balancer is None else LEAVE_BALANCED_S
@@ -113,34 +104,6 @@ def leave_s(cluster: Cluster) -> int:
 def drain_s(slo_latency_s: float) -> int:
     """How long a pod that is to go may finish what it admitted: twice the promise."""
     return math.ceil(2 * slo_latency_s)
-
-
-def memory_request_gib(cell: Cell, cluster: Cluster, catalogue: Catalogue | None) -> float:
-    """Host memory that a pod asks for: its planned caches, or what its nodes have for its GPUs if that is less."""
-    planned = planned_memory_gib(cell.allocation, catalogue)
-    if cluster.memory_gib_per_gpu is None:
-        return planned
-    return min(planned, cluster.memory_gib_per_gpu * cell.n_gpus)
-
-
-def planned_memory_gib(allocation: Allocation, catalogue: Catalogue | None) -> float:
-    """Host memory that the plan lets the replicas fill: per replica and kind of model the planned cache, or less if the
-    catalogue states every size and holds less. The processes' own memory is not known to a plan and not in it."""
-    held: dict[AddOnKind, float] = dict.fromkeys(ADD_ON_KINDS, math.inf)
-    for kind in ADD_ON_KINDS if catalogue is not None else ():
-        sizes = [entry.bytes for entry in catalogue.entries.values() if entry.kind == kind] if catalogue else []
-        if all(size > 0 for size in sizes):
-            held[kind] = sum(sizes) / GIB
-    policies = allocation.policies
-    total = 0.0
-    for pool in allocation.pools:
-        per_replica = min(policies.controlnet_host_cache_gib, held["controlnet"])
-        if pool.role == "base":
-            per_replica = per_replica if pool.controlnet_ids else 0.0
-            per_replica += min(policies.checkpoint_host_cache_gib, held["base"])
-            per_replica += min(policies.lora_cache_gib, held["lora"])
-        total += pool.n_replicas * per_replica
-    return total
 
 
 def mebibytes(gib: float) -> str:
@@ -168,7 +131,9 @@ def _engine(cell: Cell, cluster: Cluster, catalogue: Catalogue | None, slo_laten
         "image": cluster.image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": engine_command(),
-        "args": engine_arguments(cluster.store, cell.n_gpus, drain_s(slo_latency_s), cluster.warm),
+        "args": engine_arguments(
+            cluster.store, cell.n_gpus, drain_s(slo_latency_s), host_tiers(cell, cluster, catalogue), cluster.warm
+        ),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - compile caches go where writing is allowed
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": {
@@ -246,7 +211,7 @@ def _volumes(allocation: Allocation, cluster: Cluster, files: PodFiles) -> list[
             "secret": {"secretName": cluster.token_secret, "items": [{"key": TOKEN_KEY, "path": TOKEN_KEY}]},
         },
         {"name": "tokens", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
-        {"name": "host-tier", "emptyDir": {"medium": "Memory", "sizeLimit": mebibytes(host_tier_gib(allocation))}},
+        {"name": "host-tier", "emptyDir": {"medium": "Memory", "sizeLimit": mebibytes(lora_tier_gib(allocation))}},
         {"name": "run", "emptyDir": {}},
         {"name": "scratch", "emptyDir": {}},
     ]

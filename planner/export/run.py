@@ -16,10 +16,10 @@ from planner.export.cells import Cell, cells_of
 from planner.export.cluster import Cluster
 from planner.export.counts import LostInExportError, counts_of
 from planner.export.grafana import dashboard_json
+from planner.export.host_memory import host_tiers, memory_request_gib, planned_memory_gib
 from planner.export.kubernetes import kubernetes_texts, named_in, split_groups
 from planner.export.kubernetes_check import object_faults
 from planner.export.kubernetes_read import counts_in, objects_in
-from planner.export.pod import memory_request_gib, planned_memory_gib
 from planner.export.pods_figures import PodsCheck
 from planner.export.pods_text import FILE_NAME as AS_EXPORTED
 from planner.export.pods_text import check_json, check_lines, unchecked_line
@@ -273,9 +273,11 @@ def _memory_notes(cells: tuple[Cell, ...], cluster: Cluster, catalogue: Catalogu
     repair = "Lower policies.*_gib in the scenario, or give the catalogue sizes, to plan with less."
     cpu = "CPU is not planned: add requests in an overlay."
     if asked < planned:
+        tiers = host_tiers(largest, cluster, catalogue)
         return [
             f"The plan lets the replicas of the largest pod keep {planned:.0f} GiB of models in host memory; its node has "
-            f"{asked:.0f} GiB for it, so more loads come from the store than planned. {repair} {cpu}"
+            f"{asked:.0f} GiB for it, so more loads come from the store than planned: each worker may keep "
+            f"{tiers.checkpoint_gib:g} GiB of checkpoints and {tiers.controlnet_gib:g} GiB of ControlNets. {repair} {cpu}"
         ]
     return [
         f"The largest pod asks for {asked:.0f} GiB of host memory, the caches that the plan gives it. {repair} {cpu}"

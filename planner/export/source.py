@@ -16,7 +16,7 @@ from engine.allocation import Allocation, allocation_from_plain
 from planner.export.pods_figures import PodsCheck
 from planner.export.provenance import Provenance
 from planner.export.simulated import SimulatedFigures, read_simulated
-from planner.plan_record import FILE_BYTES_MAX, SCHEMA_VERSION, PlanRecord, TopologyRow, read_plan
+from planner.plan_record import FILE_BYTES_MAX, SCHEMA_VERSION, PlanRecord, TopologyRow, paid_gpus, read_plan
 from planner.prices import STALE_AFTER_DAYS
 from traces.problems import InputError, Problem, one_problem
 
@@ -143,7 +143,8 @@ def grown(source: Source, pods: PodsCheck | None, why_unchecked: str) -> tuple[S
 def _check_price(plan: PlanRecord, allocation: Allocation, cost_usd_per_month: float, path: Path) -> None:
     """A plan has one price, and its cost is its GPUs at that price, except where GPUs are only paid for while they are needed."""
     kinds = sorted({pool.gpu_kind for pool in allocation.pools})
-    if len(kinds) > 1:
+    priced_kinds = {kind.gpu_kind for kind in plan.kinds.kinds} if plan.kinds is not None else set()
+    if len(kinds) > 1 and not priced_kinds >= set(kinds):
         raise one_problem(
             str(path),
             f"uses {len(kinds)} GPU kinds and states one price",
@@ -152,7 +153,7 @@ def _check_price(plan: PlanRecord, allocation: Allocation, cost_usd_per_month: f
         )
     if any(pool.autoscale is not None for pool in allocation.pools):
         return
-    priced = allocation.n_gpus * plan.ids.price_usd_per_gpu_hour * plan.ids.hours_per_month
+    priced = paid_gpus(plan, allocation) * plan.ids.price_usd_per_gpu_hour * plan.ids.hours_per_month
     if abs(priced - cost_usd_per_month) > 0.01:  # a cent: both are the same product, rounded differently at most
         raise one_problem(
             str(path),

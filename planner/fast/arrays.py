@@ -135,7 +135,7 @@ class Clients(NamedTuple):
     """For each base replica, the request that it runs with ControlNet workers. Edge r · K + k joins it to its k-th. State."""
 
     counts: Ints  # [R, 3] REQUEST (−1 unless it denoises), N_WORKERS, N_PINNED
-    paces: Floats  # [R, 8] the constants below
+    paces: Floats  # [R, 9] the constants below
     edges: Ints  # [R K, 5] WORKER, NEXT_EDGE, PREVIOUS_EDGE, PINNED_WORKER, PINNED_CODE
     demands: Floats  # [R K, 2] DEMAND_S (of that worker per step of median length), LOAD (added to its attached load)
 
@@ -152,6 +152,7 @@ RATE_PER_S: Final = 4
 UPDATED_S: Final = 5
 FINISH_S: Final = 6
 SCHEDULED_S: Final = 7
+PACE_PER_S: Final = 8  # ALONE_PER_S with the waits for others in passing
 
 WORKER: Final = 0
 NEXT_EDGE: Final = 1
@@ -166,7 +167,7 @@ LOAD: Final = 1
 class Scratch(NamedTuple):
     """Room for one component of replicas and workers, and for one choice."""
 
-    counts: Ints  # [8, max(R K, W, 2 K + 2)] the constants below; LOCAL_* are −1 between uses
+    counts: Ints  # [10, max(R K, W, 2 K + 2)] the constants below; LOCAL_* are −1 and IS_MATE 0 between uses
     sums: Floats  # [7, ·] likewise
 
 
@@ -178,6 +179,8 @@ EDGE_CLIENT: Final = 4
 EDGE_WORKER: Final = 5
 IS_HELD: Final = 6
 CHOSEN: Final = 7
+MATES: Final = 8
+IS_MATE: Final = 9
 
 EDGE_DEMAND_S: Final = 0
 CLIENT_PACE_PER_S: Final = 1
@@ -244,14 +247,14 @@ def new_clients(n_replicas: int, n_controlnets: int) -> Clients:
     n_edges = n_replicas * max(1, n_controlnets)
     counts = np.zeros((n_replicas, 3), dtype=np.int64)
     counts[:, REQUEST] = -1
-    return Clients(counts, np.zeros((n_replicas, 8)), np.full((n_edges, 5), -1, dtype=np.int64), np.zeros((n_edges, 2)))
+    return Clients(counts, np.zeros((n_replicas, 9)), np.full((n_edges, 5), -1, dtype=np.int64), np.zeros((n_edges, 2)))
 
 
 def new_scratch(n_replicas: int, n_workers: int, n_controlnets: int) -> Scratch:
     """Empty room."""
     k = max(1, n_controlnets)
     size = max(n_replicas * k, n_workers, 2 * k + 2)
-    counts = np.zeros((8, size), dtype=np.int64)
+    counts = np.zeros((10, size), dtype=np.int64)
     counts[LOCAL_WORKER] = counts[LOCAL_CLIENT] = -1
     return Scratch(counts, np.zeros((7, size)))
 

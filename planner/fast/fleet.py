@@ -16,13 +16,13 @@ from planner.service import ServiceTable, Sizes
 from planner.simulator.eligibility import pools_of_requests
 from planner.simulator.replicas import (
     Cache,
+    FactsByPool,
     build_base_replicas,
     build_controlnet_workers,
     check_memory,
     check_services,
     hosts,
 )
-from planner.simulator.result import ProfileFacts
 from planner.workload import Workload
 
 
@@ -44,7 +44,7 @@ def build_start(
     services: Mapping[str, ServiceTable],
     table_of_pool: Sequence[int],
     sizes: Sizes,
-    facts: ProfileFacts,
+    facts: FactsByPool,
     n_requests: int,
 ) -> Start:
     """Lays the allocation out.

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from engine.allocation import Allocation
-from planner.simulator import ProfileFacts, mechanisms_in_use
+from planner.simulator import mechanisms_in_use
+from planner.simulator.replicas import FactsByPool, facts_of
 from planner.simulator.world import World
 
 STATE_BYTES_MAX: Final = 6 * 2**30
@@ -25,11 +26,13 @@ def check_mechanisms(
     allocation: Allocation,
     world: World,
     services: Mapping[str, object],
-    facts: ProfileFacts | Mapping[str, ProfileFacts],
+    facts: FactsByPool,
 ) -> None:
     """Raises :class:`NotModelledError` with every mechanism that is on: the compiled tier has the static model only."""
     reasons = list(mechanisms_in_use(allocation, world))
-    if not isinstance(facts, ProfileFacts) or any(pool.name in services for pool in allocation.pools_of("controlnet")):
+    # one size of device a role: that is how its caches are laid out
+    sizes = [{facts_of(facts, pool) for pool in allocation.pools_of(role)} for role in ("base", "controlnet")]
+    if any(len(own) > 1 for own in sizes) or any(pool.name in services for pool in allocation.pools_of("controlnet")):
         reasons.append("gpu_kinds")
     if reasons:
         raise NotModelledError(tuple(dict.fromkeys(reasons)))

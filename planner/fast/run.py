@@ -17,7 +17,7 @@ from planner.fast.fleet import build_start
 from planner.fast.loop import DONE, EXPIRED, NO_POOL, QUEUE_FULL, run
 from planner.fast.refusal import NotModelledError, check_mechanisms
 from planner.service import ServiceTable, Sizes
-from planner.simulator.result import ProfileFacts
+from planner.simulator.replicas import FactsByPool
 from planner.simulator.world import STILL, World
 from planner.workload import Workload
 from traces.records import RequestStatus
@@ -97,7 +97,7 @@ def simulate_fast(
     allocation: Allocation,
     services: Mapping[str, ServiceTable],
     sizes: Sizes,
-    facts: ProfileFacts,
+    facts: FactsByPool,
     *,
     until_s: float | None = None,
     world: World = STILL,

@@ -9,7 +9,7 @@ import numpy as np
 from planner.fast import arrays as a
 from planner.fast.arrays import Floats, Ints
 from planner.fast.heap import push
-from planner.fast.policies import compiled, fill_fair_step_rates
+from planner.fast.policies import compiled, fill_fair_step_rates, wait_in_passing_s
 from planner.simulator.coupling import FULL
 
 COMPLETION: Final = 0
@@ -73,7 +73,7 @@ def share(
                 local = n_clients
                 local_client[slot] = local
                 slots[local] = slot
-                scratch_sums[a.CLIENT_PACE_PER_S, local] = paces[slot, a.ALONE_PER_S]
+                scratch_sums[a.CLIENT_PACE_PER_S, local] = paces[slot, a.PACE_PER_S]
                 n_clients += 1
                 for k in range(clients[slot, a.N_WORKERS]):
                     other = edges[slot * most + k, a.WORKER]
@@ -112,6 +112,60 @@ def share(
 
 
 @compiled
+def own_pace(slot: int, clients: Ints, paces: Floats, edges: Ints, demands: Floats, workers: Ints) -> float:
+    """Steps a second of a client where no worker is full: alone, but for waits in passing."""
+    most = len(edges) // len(clients)
+    alone_per_s: float = paces[slot, a.ALONE_PER_S]
+    longest_s = 0.0
+    for edge in range(slot * most, slot * most + clients[slot, a.N_WORKERS]):
+        wait_s = 0.0
+        other = workers[edges[edge, a.WORKER], a.FIRST_EDGE]
+        while other >= 0:
+            other_per_s = paces[other // most, a.ALONE_PER_S]
+            if other_per_s != alone_per_s:
+                wait_s += wait_in_passing_s(alone_per_s, other_per_s, demands[other, a.DEMAND_S])
+            other = edges[other, a.NEXT_EDGE]
+        longest_s = max(longest_s, wait_s)
+    return 1.0 / (1.0 / alone_per_s + longest_s) if longest_s > 0.0 else alone_per_s
+
+
+@compiled
+def find_mates(
+    slot: int, clients: Ints, paces: Floats, edges: Ints, demands: Floats, workers: Ints, scratch: Ints
+) -> int:
+    """Those on a worker of this client who wait for it, or it for them: into ``scratch[MATES]``; how many."""
+    most = len(edges) // len(clients)
+    alone_per_s = paces[slot, a.ALONE_PER_S]
+    mates, is_mate = scratch[a.MATES], scratch[a.IS_MATE]
+    n_mates = 0
+    for edge in range(slot * most, slot * most + clients[slot, a.N_WORKERS]):
+        other = workers[edges[edge, a.WORKER], a.FIRST_EDGE]
+        while other >= 0:
+            other_slot = other // most
+            other_per_s = paces[other_slot, a.ALONE_PER_S]
+            if other_per_s != alone_per_s and not is_mate[other_slot]:
+                waits_s = wait_in_passing_s(other_per_s, alone_per_s, demands[edge, a.DEMAND_S])
+                if waits_s > 0.0 or wait_in_passing_s(alone_per_s, other_per_s, demands[other, a.DEMAND_S]) > 0.0:
+                    mates[n_mates] = other_slot
+                    is_mate[other_slot] = 1
+                    n_mates += 1
+            other = edges[other, a.NEXT_EDGE]
+    for k in range(n_mates):
+        is_mate[mates[k]] = 0
+    return n_mates
+
+
+@compiled
+def is_bound(slot: int, clients: Ints, edges: Ints, workers: Ints) -> bool:
+    """Whether a worker of this client is full."""
+    first = slot * (len(edges) // len(clients))
+    n_full = 0
+    for edge in range(first, first + clients[slot, a.N_WORKERS]):
+        n_full += workers[edges[edge, a.WORKER], a.IS_FULL]
+    return n_full > 0
+
+
+@compiled
 def change(
     is_join: bool, slot: int, request: int, now_s: float, clients: Ints, paces: Floats, edges: Ints, demands: Floats,
     workers: Ints, sums: Floats, scratch: Ints, scratch_sums: Floats, spans: Floats, counts: Ints, due_s: Floats, events: Ints,
@@ -128,6 +182,7 @@ def change(
     else:
         clients[slot, a.REQUEST] = -1
     first = slot * (len(edges) // len(clients))
+    n_mates = 0 if is_join else find_mates(slot, clients, paces, edges, demands, workers, scratch)
     n_seeds = np.int64(0)  # not a literal: numba compiles callees anew for those
     for edge in range(first, first + clients[slot, a.N_WORKERS]):
         worker = edges[edge, a.WORKER]
@@ -169,7 +224,35 @@ def change(
             workers[worker, a.IS_FULL] = 0
             add_span(spans, counts, worker, is_join, sums[worker, a.SPAN_START_S], now_s, sums[worker, a.WORK_S])
             sums[worker, a.WORK_S] = 0.0
+    is_alone = n_seeds == 0
+    if is_join:
+        n_mates = find_mates(slot, clients, paces, edges, demands, workers, scratch)
+        pace[a.PACE_PER_S] = own_pace(slot, clients, paces, edges, demands, workers)
+    # whose own pace depends on this one's; the first of the list are then those for whom it has changed
+    mates, seeds = scratch[a.MATES], scratch[a.COMPONENT_WORKERS]
+    n_changed = 0
+    for k in range(n_mates):
+        mate = mates[k]
+        pace_per_s = own_pace(mate, clients, paces, edges, demands, workers)
+        if pace_per_s != paces[mate, a.PACE_PER_S]:
+            paces[mate, a.PACE_PER_S] = pace_per_s
+            mates[n_changed] = mate
+            n_changed += 1
+            begin = mate * (len(edges) // len(clients))
+            for edge in range(begin, begin + clients[mate, a.N_WORKERS]):
+                worker = edges[edge, a.WORKER]
+                is_new = workers[worker, a.IS_FULL] == 1
+                for at in range(n_seeds):
+                    if seeds[at] == worker:
+                        is_new = False
+                if is_new:
+                    seeds[n_seeds] = worker
+                    n_seeds += 1
     if n_seeds:
         share(n_seeds, now_s, clients, paces, edges, demands, workers, scratch, scratch_sums, due_s, events)
-    elif is_join:
-        set_rate(slot, request, pace[a.ALONE_PER_S], now_s, paces, due_s, events)
+    for k in range(n_changed):
+        mate = mates[k]
+        if not is_bound(mate, clients, edges, workers) and paces[mate, a.RATE_PER_S] != paces[mate, a.PACE_PER_S]:
+            set_rate(mate, clients[mate, a.REQUEST], paces[mate, a.PACE_PER_S], now_s, paces, due_s, events)
+    if is_join and is_alone:
+        set_rate(slot, request, pace[a.PACE_PER_S], now_s, paces, due_s, events)

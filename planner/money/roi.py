@@ -133,8 +133,17 @@ def make_roi(path: Path, assumptions: Assumptions) -> Roi:
 
 
 def roi_on(ground: Ground, assumptions: Assumptions) -> Roi:
-    """The return under these assumptions; raises :class:`InputError` if today's topology did not compete in the plan."""
+    """The return under these assumptions.
+
+    Raises:
+        InputError: today's topology did not compete in the plan, or its fleet has two GPU kinds.
+    """
     plan, evidence, models = ground.plan, ground.evidence, ground.models
+    if plan.kinds is not None and plan.kinds.is_mixed:
+        raise one_problem(
+            "plan", f"recommends a fleet on two GPU kinds ({plan.kinds.base_gpu_kind} and {plan.kinds.worker_gpu_kind})",
+            "a fleet of one kind: a return is worked out with one price", "Plan without gpu.others; the plan itself prices both kinds",
+        )  # fmt: skip
     notes = []
     if evidence is None:
         notes.append(f"Storage, egress and the division of the cost are left out: {ground.why_not}.")

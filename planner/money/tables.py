@@ -39,7 +39,7 @@ class Table:
 def cost_table(roi: Roi) -> Table:
     """Every topology that keeps the promise, with the lines of its full cost."""
     header = (
-        "topology", "GPUs", "GPU time", "unused GPUs of hosts", "storage, egress", "operation", "a month", "saving", "value",
+        "topology", "GPUs", "GPU time", "unused GPUs of hosts", "storage, egress", "operation", "a month", "saving", "value of speed",
     )  # fmt: skip
     rows = (
         (

@@ -2,7 +2,8 @@
 
 Progress is counted in steps of median length: a request with noise ratio m has m·n_steps of them, so that every rate depends
 on shapes and placement only and repeats. A worker binds only if its clients at their own pace would load it above 1; requests
-touch one another's rates only through such full workers, so a change is carried through the component they connect.
+touch one another's rates through such full workers, so a change is carried through the component they connect; and those of
+unequal pace wait for one another in passing, on any worker of both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 
 from simpy.events import Event
 
-from engine.policies.sharing import fair_step_rates
+from engine.policies.sharing import fair_step_rates, wait_in_passing_s
 from planner.simulator.environment import COMPLETION, ExactEnvironment
 from planner.simulator.replicas import ControlNetWorker
 
@@ -32,6 +33,7 @@ class Client:
         "n_left",
         "n_steps",
         "on_done",
+        "pace_per_s",
         "rate_per_s",
         "request",
         "scheduled_s",
@@ -52,6 +54,8 @@ class Client:
         self.n_steps = n_steps
         self.n_left = n_steps
         self.alone_per_s = alone_per_s
+        self.pace_per_s = alone_per_s
+        """The same with the waits for others in passing: its rate where no worker is full."""
         self.workers = workers
         self.demand_s = demand_s
         self.on_done = on_done
@@ -84,10 +88,14 @@ class Coupling:
             if worker.alone_load > FULL:
                 worker.is_full = True
                 full.append(worker)
-        if full:
+        mates = self._mates(client)
+        if mates:
+            client.pace_per_s = self._pace(client)
+            self._share_with(mates, full, now_s)
+        elif full:
             self._share(full, now_s)
-        else:
-            self._set_rate(client, client.alone_per_s, now_s)
+        if not full:
+            self._set_rate(client, client.pace_per_s, now_s)
 
     def abandon(self, client: Client, now_s: float) -> None:
         """Takes a client off before its last step; ``on_done`` is not called, the work done until now counts."""
@@ -100,6 +108,7 @@ class Coupling:
 
     def _take_off(self, client: Client, n_steps_done: float, now_s: float) -> None:
         client.is_gone = True
+        mates = self._mates(client)
         freed = []
         for worker, demand_s in zip(client.workers, client.demand_s, strict=True):
             del worker.clients[client]
@@ -114,8 +123,53 @@ class Coupling:
                 worker.is_full = False
                 self._record_span(worker, now_s)
                 worker.work_s = 0.0
-        if freed:
+        if mates:
+            self._share_with(mates, freed, now_s)
+        elif freed:
             self._share(freed, now_s)
+
+    def _mates(self, client: Client) -> list[Client]:
+        """Those on a worker of this client who wait for it, or it for them."""
+        found: dict[Client, None] = {}
+        alone_per_s = client.alone_per_s
+        for worker, demand_s in zip(client.workers, client.demand_s, strict=True):
+            if worker.has_waits:
+                for other in worker.clients:
+                    # a mate either way: nearness is relative to the one who waits
+                    other_per_s = other.alone_per_s
+                    if other_per_s != alone_per_s and (
+                        wait_in_passing_s(other_per_s, alone_per_s, demand_s) > 0.0
+                        or wait_in_passing_s(alone_per_s, other_per_s, worker.clients[other]) > 0.0
+                    ):
+                        found[other] = None
+        return list(found)
+
+    def _pace(self, client: Client) -> float:
+        alone_per_s = client.alone_per_s
+        longest_s = 0.0
+        for worker in client.workers:
+            if worker.has_waits:
+                wait_s = 0.0
+                for other, demand_s in worker.clients.items():
+                    if other.alone_per_s != alone_per_s:
+                        wait_s += wait_in_passing_s(alone_per_s, other.alone_per_s, demand_s)
+                longest_s = max(longest_s, wait_s)
+        return 1.0 / (1.0 / alone_per_s + longest_s) if longest_s > 0.0 else alone_per_s
+
+    def _share_with(self, mates: Sequence[Client], seeds: list[ControlNetWorker], now_s: float) -> None:
+        """As :meth:`_share`, after a change on which the mates' own paces depend."""
+        changed = []
+        for mate in mates:
+            pace_per_s = self._pace(mate)
+            if pace_per_s != mate.pace_per_s:
+                mate.pace_per_s = pace_per_s
+                changed.append(mate)
+                seeds = [*seeds, *(worker for worker in mate.workers if worker.is_full and worker not in seeds)]
+        if seeds:
+            self._share(seeds, now_s)
+        for mate in changed:
+            if not any(worker.is_full for worker in mate.workers) and mate.rate_per_s != mate.pace_per_s:
+                self._set_rate(mate, mate.pace_per_s, now_s)
 
     def _share(self, seeds: Iterable[ControlNetWorker], now_s: float) -> None:
         """Recomputes the rates of everybody connected to the seeds through full workers."""
@@ -140,7 +194,7 @@ class Coupling:
         if not clients:
             return
         key = (
-            tuple([client.alone_per_s for client in clients]),
+            tuple([client.pace_per_s for client in clients]),
             tuple(edge_client),
             tuple(edge_worker),
             tuple(edge_demand_s),

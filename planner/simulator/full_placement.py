@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 from engine.allocation import GIB, Allocation, Pool
 from engine.policies.routing import least_loaded
@@ -18,6 +19,8 @@ class SharedLine(ControlNetWorker):
     """A line that several links go through: it serves bytes as a ControlNet worker serves forwards, max–min fair."""
 
     __slots__ = ()
+    has_waits: ClassVar[bool] = False
+    """Bytes of several go side by side."""
 
     def __init__(self, name: str) -> None:
         self.worker_id = name

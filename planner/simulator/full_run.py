@@ -178,7 +178,7 @@ class FullRun(FullQueue):
         if isinstance(worker, BaseReplica):
             pool = sized.pools_of("base")[worker.pool]
             one = replace(sized, pools=(replace(pool, n_replicas=1),), links=())
-            fresh = build_base_replicas(one, workload, sizes, facts, n_requests)[0]
+            fresh = build_base_replicas(one, workload, sizes, facts, n_requests, is_new_machine=True)[0]
             worker.device, worker.host_checkpoints = fresh.device, fresh.host_checkpoints
             worker.host_controlnets, worker.host_loras = fresh.host_controlnets, fresh.host_loras
             table = self.tables[worker.pool]
@@ -188,7 +188,7 @@ class FullRun(FullQueue):
             controlnets_s = sum(table.parts.load_s[key - n] + table.parts.fetch_s[key - n] for key in held if key >= n)
             return checkpoints_s + controlnets_s
         one = replace(sized, pools=(replace(worker.pool, n_replicas=1),), links=())
-        fresh_worker = build_controlnet_workers(one, workload, sizes, facts, n_requests)[0]
+        fresh_worker = build_controlnet_workers(one, workload, sizes, facts, n_requests, is_new_machine=True)[0]
         worker.device, worker.host, worker.ready_s = fresh_worker.device, fresh_worker.host, fresh_worker.ready_s
         worker.loader_free_s = 0.0
         parts = self.placer.parts_of(worker.pool.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -67,6 +67,8 @@ class BaseReplica:
 class ControlNetWorker:
     """One ControlNet worker: what it holds, and who uses it."""
 
+    has_waits: ClassVar[bool] = True
+    """A forward waits for the one that it finds running."""
     __slots__ = (
         "alone_load",
         "attached_load",
@@ -106,11 +108,20 @@ class ControlNetWorker:
 
 
 def build_base_replicas(
-    allocation: Allocation, workload: Workload, sizes: Sizes, facts: FactsByPool, n_requests: int
+    allocation: Allocation,
+    workload: Workload,
+    sizes: Sizes,
+    facts: FactsByPool,
+    n_requests: int,
+    *,
+    is_new_machine: bool = False,
 ) -> list[BaseReplica]:
     """The base workers, pool by pool, in order.
 
     A pool that names its checkpoints starts with them, as far as they fit, on host and device; one that takes any starts empty.
+
+    Args:
+        is_new_machine: one that starts while the run goes on: its host tiers hold what it loads onto the device, and no more.
     """
     policies = allocation.policies
     checkpoint_bytes = sizes.of_checkpoints(workload.checkpoint_names).tolist()
@@ -133,17 +144,28 @@ def build_base_replicas(
                 Cache(controlnet_bytes, _host_bytes(policies.controlnet_host_cache_gib)),
                 Cache(lora_bytes, _host_bytes(policies.lora_cache_gib)),
             )
-            _preload(hosts[0], checkpoints)
-            _preload(hosts[1], controlnets)
-            _preload(device, [*checkpoints, *(len(checkpoint_bytes) + code for code in controlnets)])
+            n = len(checkpoint_bytes)
+            _preload(device, [*checkpoints, *(n + code for code in controlnets)])
+            _preload(hosts[0], [code for code in checkpoints if device.holds(code) or not is_new_machine])
+            _preload(hosts[1], [code for code in controlnets if device.holds(n + code) or not is_new_machine])
             replicas.append(BaseReplica(len(replicas), pool_index, f"{pool.name}-{number}", device, hosts))
     return replicas
 
 
 def build_controlnet_workers(
-    allocation: Allocation, workload: Workload, sizes: Sizes, facts: FactsByPool, n_requests: int
+    allocation: Allocation,
+    workload: Workload,
+    sizes: Sizes,
+    facts: FactsByPool,
+    n_requests: int,
+    *,
+    is_new_machine: bool = False,
 ) -> list[ControlNetWorker]:
-    """The ControlNet workers, pool by pool; what a pool names is resident from the start, as far as it fits."""
+    """The ControlNet workers, pool by pool; what a pool names is resident from the start, as far as it fits.
+
+    Args:
+        is_new_machine: as for :func:`build_base_replicas`.
+    """
     n_bytes = sizes.of_controlnets(workload.controlnet_names).tolist()
     codes = {name: code for code, name in enumerate(workload.controlnet_names)}
     workers: list[ControlNetWorker] = []
@@ -153,8 +175,8 @@ def build_controlnet_workers(
         for number in range(pool.n_replicas):
             device = Cache(n_bytes, capacity_bytes)
             host = Cache(n_bytes, _host_bytes(allocation.policies.controlnet_host_cache_gib))
-            _preload(host, named)
             _preload(device, named)
+            _preload(host, [code for code in named if device.holds(code) or not is_new_machine])
             workers.append(ControlNetWorker(len(workers), pool, f"{pool.name}-{number}", device, host))
     return workers
 

@@ -28,7 +28,7 @@ class SimulationSettings:
     """Simulations that differ in their service noise only."""
     seed: int = 0
     extrapolate: bool = False
-    is_lora_store_local: bool = True
+    is_store_local: bool = True
     """The engine's store was a folder of its host, or LoRAs were made up: no remote fetch was in the replay."""
     lora_mib: float = 186.0
     """Of LoRAs whose size the replay does not say."""
@@ -143,7 +143,7 @@ def _table(
             workload, pool.topology, profile, sizes, link_kind=next(iter(links), "nvlink"),
             lora_patch_by_step=allocation.policies.lora_patch_by_step, extrapolate=settings.extrapolate,
             noise_seed=settings.seed * 1_000_003 + repetition, forward_batch_max=allocation.policies.forward_batch_max,
-            is_lora_store_local=settings.is_lora_store_local,
+            is_store_local=settings.is_store_local,
         )  # fmt: skip
     except OutOfDomainError as error:
         raise one_problem(

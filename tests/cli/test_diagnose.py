@@ -94,6 +94,33 @@ def test_a_trace_will_do_and_what_it_does_not_say_is_stated(diffplan: Callable, 
     assert any("promise is taken as 95% within 60 s" in line for line in json.loads(done.out)["assumptions"])
 
 
+@pytest.mark.parametrize("host_gib", [8, 64])
+def test_more_host_memory_is_worth_what_it_keeps_from_the_store(
+    diffplan: Callable, question: Path, tmp_path: Path, host_gib: int
+) -> None:
+    """Three checkpoints of 6.5 GiB by turns on a GPU that holds one: in 8 GiB of host memory each is fetched and read again."""
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    law = profile["laws"]["engine.checkpoint_load"]
+    profile["laws"]["engine.checkpoint_read"] = {**law, "parameters": {"fixed_s": 3.0, "per_unit_s": 0.0}}
+    (tmp_path / "profile.json").write_text(json.dumps({**profile, "schema_version": 2}))
+    rows = [f'r{i},{40 * i},10,m{i % 3},"[]","[]"\n' for i in range(120)]
+    (tmp_path / "trace.csv").write_text(HEAD + "".join(rows), encoding="utf-8")
+    text = question.read_text().replace("replications: 2\n", "replications: 2\n  warmup_s: 0\n")
+    text += f"gpu:\n  device_memory_gib: 9\npolicies:\n  checkpoint_host_cache_gib: {host_gib}\n"
+    question.write_text(text, encoding="utf-8")
+    done = diffplan("diagnose", question, "--topology", "colocated", "--replicas", 1, "--jobs", 1, "--json")
+    assert done.code == 0, done.err
+    said = json.loads(done.out)
+    gains = [change["p95_gain_s"] for change in said["changes"] if change["key"] == "checkpoint_cache"]
+    if host_gib == 8:
+        # all but the first three uses save the read of 3 s and a fetch of 0.5 s and 6.5 GiB at 1.25 ns a byte
+        assert gains == [pytest.approx(3.0 + 0.5 + 6.5 * 2**30 * 1.25e-9, rel=0.02)]
+    else:
+        why = {item["words"]: item["why"] for item in said["not_tried"]}
+        assert not gains
+        assert why["host memory for checkpoints 4 times as large"] == "it holds all of them already"
+
+
 def test_contradictions_are_refused(diffplan: Callable, busy: Path) -> None:
     assert "--topology: got 'magic'" in diffplan("diagnose", busy, "--topology", "magic").err
     done = diffplan("diagnose", busy, "--topology", "decoupled", "--replicas", 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.allocation import Allocation
+from engine.allocation import Allocation, Policies
 from engine.catalogue import Catalogue, CatalogueEntry
 from planner.export.cells import cells_of
 from planner.export.cluster import Cluster, Store, load_cluster
+from planner.export.host_memory import HostTiers, host_tiers, memory_request_gib, planned_memory_gib
 from planner.export.kubernetes_check import object_faults
 from planner.export.kubernetes_read import counts_in, objects_in
-from planner.export.pod import memory_request_gib, planned_memory_gib
 from planner.export.run import export_texts
 from planner.export.schemas.make_kubernetes_schema import bundled
 from tests.export.plans import CLUSTER, decoupled, pool, source_of
@@ -183,6 +184,29 @@ def test_memory_is_what_the_catalogue_can_fill_if_that_is_less_than_planned() ->
     assert planned_memory_gib(cell.allocation, known) == 4 * (7 + 3 + 1)
     capped = CLUSTER.model_copy(update={"memory_gib_per_gpu": 2.5})
     assert memory_request_gib(cell, capped, known) == 10
+
+
+def test_the_engine_is_told_to_keep_as_much_in_host_memory_as_was_simulated() -> None:
+    options = pytest.importorskip("engine.workers.model_options").ModelOptions
+    policies = Policies(checkpoint_host_cache_gib=40.5, controlnet_host_cache_gib=0.0)
+    made = objects_of(dataclasses.replace(decoupled(4, 2), policies=policies))
+    arguments = of_kind(made, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"]
+    given = dict(arguments[k + 1].split("=") for k, name in enumerate(arguments) if name == "--option")
+    read = options.from_plain({name: json.loads(value) for name, value in given.items()})
+    assert (read.host_checkpoint_gib, read.host_controlnet_gib) == (40.5, 0.0)
+
+
+def test_on_nodes_with_less_memory_models_share_what_loras_leave_and_it_is_said() -> None:
+    policies = Policies(checkpoint_host_cache_gib=60.0, controlnet_host_cache_gib=20.0, lora_cache_gib=10.0)
+    allocation = Allocation((pool(n=4, controlnet_ids=("*",)),), policies=policies)
+    (cell,) = cells_of(allocation, 8)
+    roomy = CLUSTER.model_copy(update={"memory_gib_per_gpu": 90.0})
+    assert host_tiers(cell, roomy, None) == HostTiers(60.0, 20.0)
+    tight = CLUSTER.model_copy(update={"memory_gib_per_gpu": 50.0})
+    assert host_tiers(cell, tight, None) == HostTiers(30.0, 10.0)  # 50 - 10 for LoRAs, of 80 planned: half
+    notes = export_texts(source_of(allocation), ("kubernetes",), tight).notes
+    assert any("each worker may keep 30 GiB of checkpoints and 10 GiB of ControlNets" in note for note in notes)
+    assert host_tiers(cell, CLUSTER.model_copy(update={"memory_gib_per_gpu": 5.0}), None) == HostTiers(0.0, 0.0)
 
 
 def test_the_bundled_schema_is_what_its_maker_makes() -> None:

@@ -15,8 +15,8 @@ from planner.addon_placement import fewest, fleets_for, place_otherwise, start_c
 from planner.autoscaled import START_S, Scaled, candidates_of, decide, run_scaled, why_not, with_autoscale
 from planner.candidates import controlnet_loads, shapes_of
 from planner.confirmation import Pace
+from planner.plan_fleet import cheapest_row
 from planner.plan_record import FlipPoint
-from planner.plan_run import _cheapest
 from planner.scenario import Scenario
 from planner.simulator import simulate
 from planner.traffic import build_traffic
@@ -221,7 +221,7 @@ def test_the_simpler_kind_wins_a_tie_within_the_intervals(tiny_plan: Any, half: 
     one = tiny_plan.result.record.row("colocated").model_copy(update={"verdict": "meets_slo"})
     simple = with_latency(one, 10.0, half)
     other = with_latency(one.model_copy(update={"topology": "decoupled"}), 9.0, half)
-    assert _cheapest([simple, other]).topology == chosen
+    assert cheapest_row([simple, other]).topology == chosen
 
 
 def flip(what: str, factor: float | None) -> FlipPoint:
@@ -234,9 +234,10 @@ def test_the_nearest_flip_point_that_sizes_decide_is_searched(
 ) -> None:
     asked: list[tuple[str, float, str]] = []
 
-    def size(_s: Any, _f: Any, what: str, factor: float, topology: str, _store: Any) -> int:
+    def size(_s: Any, _f: Any, what: str, factor: float, topology: str, _store: Any) -> tuple[int, float]:
         asked.append((what, factor, topology))
-        return {"decoupled": 9, "colocated": 10}[topology]
+        n_gpus = {"decoupled": 9, "colocated": 10}[topology]
+        return n_gpus, float(n_gpus)
 
     monkeypatch.setattr(flip_check, "size_beyond", size)
     flips = [flip("traffic", None), flip("price of GPUs", 1.01), flip("engine.unet_step", 1.4), flip("engine.vae", 0.5)]
@@ -249,17 +250,17 @@ def test_the_nearest_flip_point_that_sizes_decide_is_searched(
 def test_a_flip_that_the_search_does_not_find_is_called_unconfirmed(
     scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flip_check, "size_beyond", lambda *_: 10)
+    monkeypatch.setattr(flip_check, "size_beyond", lambda *_: (10, 10.0))
     (found,) = flip_check.check_nearest(scenario, Path(), [flip("traffic", 0.5)], "colocated", 1000, Pace(jobs=1))
     assert found.is_confirmed is False
 
 
 def test_more_traffic_is_searched_as_more_traffic(tiny_plan: Any) -> None:
     scenario, folder = tiny_plan.scenario, tiny_plan.folder
-    sizes = [flip_check.size_beyond(scenario, folder, "traffic", factor, "colocated") for factor in (1.0, 2.0)]
-    slower = flip_check.size_beyond(scenario, folder, "engine.unet_step", 4.0, "colocated")
-    assert sizes[1] > sizes[0]
-    assert slower is None or slower > sizes[0]
+    costs = [flip_check.size_beyond(scenario, folder, "traffic", factor, "colocated")[1] for factor in (1.0, 2.0)]
+    _, slower = flip_check.size_beyond(scenario, folder, "engine.unet_step", 4.0, "colocated")
+    assert costs[1] > costs[0]
+    assert slower > costs[0]
 
 
 def test_traffic_past_the_limit_is_left_an_estimate(scenario: Scenario) -> None:

@@ -27,7 +27,7 @@ from traces.reader import read_table
 from traces.records import REQUEST_RECORD_COLUMNS, WORKER_INTERVAL_COLUMNS
 
 FILES = {
-    "plan.json", "allocation.json", "report.md", "report.html", "requests.parquet", "workers.parquet", "scenario.resolved.yaml",
+    "plan.json", "allocation.json", "report.md", "report.html", "report.ja.md", "report.ja.html", "requests.parquet", "workers.parquet", "scenario.resolved.yaml",
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_an_infeasible_plan_leaves_no_stale_allocation(
     write_plan(tiny_plan.result, tiny_plan.scenario, tiny_plan.folder, out)
     scenario, folder = load_scenario(str(write_scenario(tmp_path, latency_s=0.5)))
     write_plan(make_plan(scenario, folder, jobs=1), scenario, folder, out)
-    assert {path.name for path in out.iterdir()} == {"plan.json", "report.md", "report.html", "scenario.resolved.yaml"}
+    assert {path.name for path in out.iterdir()} == {"plan.json", "report.md", "report.html", "report.ja.md", "report.ja.html", "scenario.resolved.yaml"}
     assert read_plan(out).verdict == "infeasible"
 
 

@@ -65,7 +65,7 @@ def engine_run(tmp_path: Path) -> Callable[..., Path]:
         workload = build_workload(trace)
         sizes = Sizes.from_profile(profile, lora_bytes=LORA_BYTES)
         table = build_service(
-            workload, "colocated", profile, sizes, noise_seed=noise_seed, is_lora_store_local=True
+            workload, "colocated", profile, sizes, noise_seed=noise_seed, is_store_local=True
         )  # fmt: skip
         log = simulate(workload, allocation, {"base": table}, sizes, ProfileFacts.from_profile(profile))
         names = sorted({name for names in trace.requests["lora_ids"] for name in names})

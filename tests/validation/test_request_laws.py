@@ -70,5 +70,24 @@ def test_a_profile_without_the_law_of_control_images_is_read_as_before() -> None
 
 def test_a_store_on_the_host_costs_the_check_and_not_the_way_over_a_network() -> None:
     remote = table("colocated", constant_profile()).lora_fetch_s
-    local = table("colocated", constant_profile(), is_lora_store_local=True).lora_fetch_s
+    local = table("colocated", constant_profile(), is_store_local=True).lora_fetch_s
     assert (remote - local).tolist() == pytest.approx([2.0] * 4)  # the constant profile's fetch, of each of four LoRAs
+
+
+def test_a_store_on_the_host_costs_no_network_for_models_either() -> None:
+    one_part, two_parts = constant_profile(), constant_profile(checkpoint_read=3.0, controlnet_read=0.5)
+    for of, read_s in ((one_part, (0.0, 0.0)), (two_parts, (3.0, 0.5))):
+        local = table("colocated", of, is_store_local=True)
+        remote = table("colocated", of)
+        assert (set(local.checkpoint_fetch_s), set(local.controlnet_fetch_s)) == ({read_s[0]}, {read_s[1]})
+        # the constant profile's fetch over the network comes before the read
+        assert (set(remote.checkpoint_fetch_s), set(remote.controlnet_fetch_s)) == ({8 + read_s[0]}, {8 + read_s[1]})
+
+
+def test_only_our_engine_has_loads_in_two_parts() -> None:
+    two_parts = constant_profile(checkpoint_read=3.0, controlnet_read=0.5)
+    for topology in ("diffusers", "diffusers_tuned"):
+        assert (
+            table(topology, two_parts).checkpoint_fetch_s.tolist()
+            == table(topology, constant_profile()).checkpoint_fetch_s.tolist()
+        )

@@ -35,14 +35,16 @@ def test_every_mechanism_that_is_on_is_named() -> None:
     assert "the SimPy model does" in str(refused.value)
 
 
-def test_facts_by_pool_and_tables_of_controlnet_pools_are_refused_as_gpu_kinds() -> None:
-    pools = (base_pool(1), controlnet_pool(1))
-    for services, facts in (
-        ({"base": SERVICE, "controlnet": SERVICE}, FACTS),
-        ({"base": SERVICE}, {"base": FACTS, "controlnet": FACTS}),
+def test_tables_of_controlnet_pools_and_devices_of_two_sizes_in_one_role_are_refused_as_gpu_kinds() -> None:
+    pools = (base_pool(1), base_pool(1, name="second"), controlnet_pool(1))
+    small = dataclasses.replace(FACTS, device_memory_gib=FACTS.device_memory_gib / 2)
+    services = {"base": SERVICE, "second": SERVICE}
+    for tables, facts in (
+        ({**services, "controlnet": SERVICE}, FACTS),
+        (services, {"base": FACTS, "second": small, "controlnet": FACTS}),
     ):
         with pytest.raises(NotModelledError, match="gpu_kinds"):
-            simulate_fast(PREPARED, Allocation(pools), services, SIZES, facts)  # type: ignore[arg-type]
+            simulate_fast(PREPARED, Allocation(pools), tables, SIZES, facts)  # type: ignore[arg-type]
 
 
 def test_state_that_would_not_fit_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibrate.profile import LatencyProfile
 from engine.allocation import Allocation, Policies, Pool
 from planner.candidates import shapes_of
 from planner.fast import FastRun, prepare, simulate_fast
@@ -28,6 +29,8 @@ from tests.simulation_builders import SIZES, base_pool, constant_profile, contro
 RELATIVE = 1e-9
 """What the tiers promise each other. They do the same operations in the same order, so it is exact on the machines we saw."""
 PROFILE = constant_profile(noise=(0.9, 0.95, 0.98, 1.0, 1.02, 1.1, 1.3))
+# the same with loads in two parts: into the host tier, and from there onto the device
+TWO_PARTS = constant_profile(noise=(0.9, 0.95, 0.98, 1.0, 1.02, 1.1, 1.3), checkpoint_read=3.3, controlnet_read=0.7)
 # 21 GiB for weights: three checkpoints, or one with a few ControlNets, so that every cache turns over
 FACTS = ProfileFacts(device_memory_gib=25.0, activation_gib_per_sample=0.5)
 NAMES = st.sampled_from(["a", "b", "c", "d"])
@@ -132,12 +135,12 @@ def assert_same_metrics(slow: SimulationResult, fast: FastRun, slo_s: float, war
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(workloads(), allocations(), st.sampled_from([0.0, 3.0]))
+@given(workloads(), allocations(), st.sampled_from([0.0, 3.0]), st.sampled_from([PROFILE, TWO_PARTS]))
 def test_random_scenarios_have_the_same_events_and_metrics(
-    workload: Workload, allocation: Allocation, warmup_s: float
+    workload: Workload, allocation: Allocation, warmup_s: float, profile: LatencyProfile
 ) -> None:
     services = {
-        pool.name: build_service(workload, pool.topology, PROFILE, SIZES) for pool in allocation.pools_of("base")
+        pool.name: build_service(workload, pool.topology, profile, SIZES) for pool in allocation.pools_of("base")
     }
     slow, fast = both(workload, allocation, services, SIZES, FACTS)
     assert_same_story(slow, fast)
