@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboards.elements import draw_table
+from dashboards.elements import draw_csv, draw_table
+from dashboards.plain_text import escaped
 from dashboards.words import translated
-from planner.report_blocks import Block, Grid, Heading, Paragraph
+from planner.report_blocks import Block, Bullets, Grid, Heading, Paragraph
 
 
-def draw_blocks(blocks: Sequence[Block], name: str) -> None:
-    """Headings, paragraphs and tables; ``name`` begins the names of the tables' files."""
+def draw_blocks(blocks: Sequence[Block], name: str, *, is_long: bool = False) -> None:
+    """Headings, paragraphs and tables; ``name`` begins the names of the tables' files; ``is_long``: cells are sentences, in full."""
     title, number = name, 0
     for block in blocks:
         if isinstance(block, Heading):
@@ -24,8 +25,15 @@ def draw_blocks(blocks: Sequence[Block], name: str) -> None:
                 st.caption(translated(block.text).replace("$", "\\$"))
             else:
                 st.text(translated(block.text))
+        elif isinstance(block, Bullets):
+            st.text("\n".join(f"• {translated(item)}" for item in block.items))
         elif isinstance(block, Grid):
             number += 1
             rows = [[translated(cell) for cell in row] for row in block.rows]
             frame = pd.DataFrame(rows, columns=[translated(cell) for cell in block.header])
-            draw_table(frame, title, f"{name}.csv" if number == 1 else f"{name}-{number}.csv", is_wide=True)
+            file_name = f"{name}.csv" if number == 1 else f"{name}-{number}.csv"
+            if is_long:
+                st.table(frame.map(escaped), hide_index=True, alt=title)
+                draw_csv(frame, file_name)
+            else:
+                draw_table(frame, title, file_name, is_wide=True)

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from calibrate.profile import GRADES
-from dashboards.words import problem_words, say
+from dashboards.words import language, problem_words, say
 
 CHART: Final = {"displayModeBar": False, "scrollZoom": False}
 HEIGHT_PX: Final = 380
@@ -99,7 +99,10 @@ def draw_grades(grades: Iterable[str], what: str) -> None:
     """
     found = list(grades)
     worst = worst_grade(found)
-    counts = ", ".join(f"{found.count(grade)} {say(f'grade.{grade}')}" for grade in GRADES if grade in found)
+    parts = [
+        say("grade.count", n=found.count(grade), grade=say(f"grade.{grade}")) for grade in GRADES if grade in found
+    ]
+    counts = ("、" if language() == "ja" else ", ").join(parts)
     label, help_text = say(f"grade.{worst}"), say(f"grade.{worst}.help")
     st.badge(f"{what}: {label}", icon=GRADE_ICONS[worst], color=GRADE_COLOURS[worst], help=help_text)
     if len(found) > 1:

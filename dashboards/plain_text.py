@@ -7,6 +7,9 @@ from typing import Final
 
 from planner.plan_record import Estimate
 
+JOINER: Final = "\u2060"
+TOGETHER: Final = 6
+"""Letters of a label that stay on one line."""
 NONE: Final = "–"
 _PUNCTUATION: Final = re.compile(r"([!-/:-@\[-`{-~])")
 
@@ -39,3 +42,15 @@ def interval(estimate: Estimate, words: str) -> str | None:
     if estimate.low is None or estimate.high is None:
         return None
     return f"{words.format(max(0.0, estimate.low))} – {words.format(estimate.high)}"
+
+
+def unbroken(label: str) -> str:
+    """A label whose Japanese words a narrow table does not break letter by letter: word joiners between six letters at a time."""
+    if label.isascii():
+        return label
+    return "".join(JOINER.join(label[start : start + TOGETHER]) for start in range(0, len(label), TOGETHER))
+
+
+def breakable(label: str) -> str:
+    """The label without word joiners."""
+    return label.replace(JOINER, "")

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from calibrate.profile_file import shipped_profiles
 from dashboards import plan_process
 from planner import __version__
 from planner.kinds import as_planned
 from planner.plan_record import PlanRecord, read_plan
 from planner.prices import shipped_tables
+from planner.profile_choice import file_of
 from planner.scenario import SAMPLE_PREFIX, Scenario, resolve, to_yaml
 from traces.problems import one_problem
 from traces.trace import Trace
@@ -97,7 +97,8 @@ def plan_key(scenario: Scenario, folder: Path) -> str:
 def _named_files(scenario: Scenario, folder: Path) -> Iterator[Path]:
     if not scenario.traffic.trace.startswith(SAMPLE_PREFIX):
         yield resolve(scenario.traffic.trace, folder)
-    yield shipped_profiles().get(scenario.profile.name, resolve(scenario.profile.name, folder))
+    for name in (scenario.profile.name, *(item.profile for item in scenario.gpu.others)):
+        yield file_of(name, folder)
     yield shipped_tables().get(scenario.prices.table, resolve(scenario.prices.table, folder))
     if scenario.add_ons.catalogue:
         yield resolve(scenario.add_ons.catalogue, folder)

@@ -14,15 +14,16 @@ from calibrate.profile import GRADES
 from dashboards import charts
 from dashboards.decision_blocks import draw_blocks
 from dashboards.elements import draw_chart, draw_csv, draw_grades
-from dashboards.plain_text import NONE, escaped, interval, percent, rounded, rounded_seconds
+from dashboards.plain_text import NONE, breakable, escaped, interval, percent, rounded, rounded_seconds, unbroken
 from dashboards.plan_job import Plan
 from dashboards.words import say, translated
 from planner.explain import usd
 from planner.plan_record import PlanRecord, TopologyRow
 from planner.report import count_words, money_words, seconds_words, share_words
 from planner.report_blocks import Grid, Heading
+from planner.report_choices import kind_blocks
 from planner.report_risks import risks
-from planner.report_words import PROFILE_NOTE
+from planner.report_words import PROFILE_NOTE, at_least_words
 
 MIMES: Final = {
     "plan.json": "application/json",
@@ -54,6 +55,7 @@ def draw(plan: Plan) -> None:
         st.text(f"{', '.join(names)}: {translated(why)}")
     if record.recommended is not None:
         _draw_allocation(record, record.row(record.recommended))
+    draw_blocks(kind_blocks(record.kinds), "kinds")
     _draw_sureness(record)
     _draw_risks(record)
     _draw_grades(record)
@@ -81,7 +83,12 @@ def _draw_figures(record: PlanRecord, row: TopologyRow) -> None:
     latency, cost, share = charts.latency_of(row, short), row.cost_usd_per_1000_images, row.slo_attainment_ratio
     shares = share.model_copy(update={"low": _hundred(share.low), "high": _hundred(share.high)})
     figures = (
-        ("GPUs", count_words(row.n_gpus), say("plan.busy_gpus", n=rounded(row.mean_load_gpus)), say("plan.gpus.help")),
+        (
+            say("plan.gpus"),
+            count_words(row.n_gpus),
+            say("plan.busy_gpus", n=rounded(row.mean_load_gpus)),
+            say("plan.gpus.help"),
+        ),
         (
             say("plan.cost"),
             usd(row.cost_usd_per_month),
@@ -151,7 +158,7 @@ def _side_by_side(record: PlanRecord) -> pd.DataFrame:
         verdict = say(f"verdict.{row.verdict}")
         return {
             say("plan.promise"): f"**{verdict}**" if row.topology == record.recommended else verdict,
-            "GPUs": count_words(row.n_gpus),
+            say("plan.gpus"): count_words(row.n_gpus),
             say("plan.gpus_busy"): rounded(row.mean_load_gpus),
             say("plan.cost"): escaped(usd(row.cost_usd_per_month)),
             say("plan.per_1000_in_time"): escaped(money_words(row.cost_usd_per_1000_images)),
@@ -167,6 +174,7 @@ def _side_by_side(record: PlanRecord) -> pd.DataFrame:
 
     columns = {escaped(row.topology): cells(row) for row in record.topologies}
     frame = pd.DataFrame(columns)
+    frame.index = [unbroken(name) for name in frame.index]
     return frame[(frame != NONE).any(axis=1)]  # a figure that nobody has says nothing
 
 
@@ -174,6 +182,7 @@ def _plain(frame: pd.DataFrame) -> pd.DataFrame:
     """The table without Markdown, its figures' names as a column."""
     plain = frame.map(lambda cell: str(cell).replace("\\", "").strip("*"))
     plain.columns = [name.replace("\\", "") for name in frame.columns]
+    plain.index = [breakable(name) for name in frame.index]
     plain.index.name = say("plan.figure")
     return plain
 
@@ -188,7 +197,7 @@ def _draw_allocation(record: PlanRecord, row: TopologyRow) -> None:
             say("plan.pool"): [pool.name for pool in row.pools],
             say("plan.role"): [say(f"role.{pool.role}") for pool in row.pools],
             say("plan.replicas"): [pool.n_replicas for pool in row.pools],
-            "GPUs": [pool.n_gpus for pool in row.pools],
+            say("plan.gpus"): [pool.n_gpus for pool in row.pools],
             say("plan.hosts"): [
                 say("plan.any_controlnet") if "*" in pool.hosts else ", ".join(pool.hosts) or say("plan.no_controlnet") for pool in row.pools
             ],
@@ -214,7 +223,7 @@ def _draw_sureness(record: PlanRecord) -> None:
         return
     st.subheader(say("plan.sureness"), anchor=False)
     if chosen is not None:
-        st.text(say("plan.selection", share=percent(chosen.probability_of_correct_selection, 1)))
+        st.text(say("plan.selection", share=translated(at_least_words(chosen.probability_of_correct_selection))))
         if chosen.checked_by:
             st.caption(escaped(translated(chosen.checked_by)))
     if record.flip_points:
@@ -235,7 +244,7 @@ def _draw_risks(record: PlanRecord) -> None:
     found = risks(record, None)
     if found:
         rows = tuple((risk.what, risk.shown_by, risk.do) for risk in found)
-        draw_blocks((Heading("Risks"), Grid(("risk", "shown by", "do"), rows)), "risks")
+        draw_blocks((Heading("Risks"), Grid(("risk", "shown by", "do"), rows)), "risks", is_long=True)
 
 
 def _draw_grades(record: PlanRecord) -> None:
@@ -253,7 +262,9 @@ def _draw_grades(record: PlanRecord) -> None:
 def grade_counts(record: PlanRecord) -> pd.DataFrame:
     """Latency laws behind each topology, counted by grade."""
     counts = {
-        escaped(row.topology): {say(f"grade.{grade}"): list(row.grades.values()).count(grade) for grade in GRADES}
+        escaped(row.topology): {
+            unbroken(say(f"grade.{grade}")): list(row.grades.values()).count(grade) for grade in GRADES
+        }
         for row in record.topologies
     }
     return pd.DataFrame(counts)
@@ -289,7 +300,7 @@ def _draw_background(record: PlanRecord) -> None:
                 pd.DataFrame({
                     say("plan.topology"): [one.topology for one in record.alternatives],
                     say("plan.pools"): [", ".join(f"{n} {name}" for name, n in one.pools.items()) for one in record.alternatives],
-                    "GPUs": [one.n_gpus for one in record.alternatives],
+                    say("plan.gpus"): [one.n_gpus for one in record.alternatives],
                     say("plan.cost"): [one.cost_usd_per_month for one in record.alternatives],
                     say("plan.in_time_one_run"): [round(100 * one.slo_attainment_ratio, 2) for one in record.alternatives],
                 }),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ class Contender:
     counts: Counts | None
     confirmations: tuple[Confirmation, ...] = ()
     is_confirmed: bool = False
+    cost_max: float = math.inf
+    """Where something cheaper is confirmed: what it may cost to win, in GPU-hours of its base pool's kind."""
 
     @property
     def allocation(self) -> Allocation:
@@ -97,8 +100,11 @@ class Contender:
         return self.search.shape.cost(self.counts)
 
     def may_have(self, counts: Counts, scenario: Scenario) -> bool:
-        """Whether so many replicas are within the scenario's limits."""
-        return self.search.shape is not None and self.search.shape.fits(counts, scenario.search.gpus_max)
+        """Whether so many replicas are within the scenario's limits, and could still win."""
+        shape = self.search.shape
+        return (
+            shape is not None and shape.fits(counts, scenario.search.gpus_max) and shape.cost(counts) <= self.cost_max
+        )
 
 
 def search_all(scenario: Scenario, folder: Path, topologies: Sequence[Topology], pace: Pace) -> list[Contender]:

@@ -7,7 +7,9 @@ from typing import Literal
 from engine.allocation import Topology
 from planner.record_types import Estimate, Number, Record
 
-KindVerdict = Literal["meets_slo", "misses_slo", "infeasible", "dearer in the search", "dearer by its bound"]
+KindVerdict = Literal[
+    "meets_slo", "misses_slo", "infeasible", "dearer by its bound", "dearer in the search", "dearer in the confirmation"
+]
 
 
 class KindRow(Record):

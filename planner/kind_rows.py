@@ -77,8 +77,9 @@ def _row(unit: Unit, row: TopologyRow | None) -> KindRow:
         pools, n_gpus = {pool.name: pool.n_replicas for pool in allocation.pools}, allocation.n_gpus
     attained, p50, p99, per_1000 = none, none, none, none
     if row is not None:
-        verdict: KindVerdict = row.verdict
-        why, attained, per_1000 = row.why, row.slo_attainment_ratio, row.cost_usd_per_1000_images
+        verdict: KindVerdict = "dearer in the confirmation" if unit.why else row.verdict
+        why = f"{row.why}; {unit.why}" if unit.why else row.why
+        attained, per_1000 = row.slo_attainment_ratio, row.cost_usd_per_1000_images
         p50, p99 = row.latency_p50_s, row.latency_p99_s
     elif contender is None:
         verdict, why = "dearer by its bound", unit.why
@@ -150,6 +151,8 @@ def _against(kind: str, rows: Sequence[KindRow], own: KindRow) -> str:
         fleet = f"{kind}{assumed} takes {gpus_words(best.n_gpus)} as {best.topology}"
         if best.verdict == "dearer in the search":
             fleet += " in the search"
+        if best.verdict == "dearer in the confirmation":
+            return f"{kind}{assumed} takes more than {gpus_words(best.n_gpus)} as {best.topology}: too dear to win."
         more = (
             f"{usd(gap)} a month more"
             if gap > 0

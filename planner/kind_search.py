@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.allocation import Topology
 from planner.candidates import Misfit, fewest_base_replicas, misfit
-from planner.confirmation import Contender, Pace, confirm_all, search_all
+from planner.confirmation import Contender, Pace, confirm_all
 from planner.explain import gpus_words, usd
 from planner.kinds import Lens
 from planner.replication import Inputs, load_inputs, service_table
@@ -27,6 +27,8 @@ from planner.topology_search import search_topology
 from planner.traffic import build_traffic, stream_seed
 from planner.workload import Workload
 
+SIDE_BY_SIDE: Final = 2
+"""Searches between two looks at the best so far; a constant, so that no result depends on the number of processes."""
 SAME_COST_RATIO: Final = 0.005
 """Fleets whose cost differs by less cost the same, as plans see it."""
 
@@ -50,6 +52,8 @@ class Unit:
     contender: Contender | None = None
     is_repeated: bool = False
     """Whether it went through the confirmation; otherwise the search's one run is all there is."""
+    limit_usd: float = math.inf
+    """USD a month up to which the confirmation enlarged it: over that it could not have won."""
     why: str = ""
     """Why it was not looked at further."""
 
@@ -74,11 +78,11 @@ class Unit:
 
 @dataclass(slots=True)
 class KindSearch:
-    """Everything that was found; ``settled`` by the lens it is about."""
+    """Everything that was found."""
 
     units: list[Unit]
     settled: dict[int, Settled | None] = field(default_factory=dict)
-    """Place of a lens to what speaks for the choice among its fleets."""
+    """Place of a unit to what speaks for its fleet."""
 
     def of(self, lens: Lens) -> list[Unit]:
         """The units of one lens, in the order of its topologies."""
@@ -99,57 +103,55 @@ class KindSearch:
 
 
 def search_kinds(lenses: Sequence[Lens], folder: Path, n_requests: int, pace: Pace) -> KindSearch:
-    """Searches every kind; the one whose work is cheapest first and whole, since the others are measured by what it costs."""
+    """Searches fleets of one kind, then of two, those whose work is cheapest first; each is measured by the best before it."""
     tasks = (joblib.delayed(bounds_of)(lens.scenario, folder, lens.topologies) for lens in lenses)
     found = KindSearch([])
     for lens, bounds in zip(lenses, pace.run(tasks), strict=True):
         found.units += [Unit(lens, name, bound) for name, bound in zip(lens.topologies, bounds, strict=True)]
-    order = {id(lens): place for place, lens in enumerate(lenses)}
-
-    def least(lens: Lens) -> tuple[float, int]:
-        return min((unit.bound_usd for unit in found.of(lens)), default=math.inf), order[id(lens)]
-
-    alone = sorted((lens for lens in lenses if lens.inputs.workers is None), key=least)
-    for lens in alone:
-        units = found.of(lens)
-        able = units if not found.confirmed() else _drop_by_bound(units, found.limit_usd())
-        _search(able, folder, pace)
-        near = able if not found.confirmed() else _drop_by_search(able, found.limit_usd())
-        _confirm(found, lens, order[id(lens)], near, folder, n_requests, pace)
-    apart = [unit for lens in lenses if lens.inputs.workers is not None for unit in found.of(lens)]
-    able = _drop_by_bound(apart, found.limit_usd())
-    _search_apart(able, folder, pace)
-    for unit in sorted(able, key=lambda unit: (unit.cost_usd, order[id(unit.lens)])):
-        if _drop_by_search([unit], found.limit_usd()):
-            _confirm(found, unit.lens, order[id(unit.lens)], [unit], folder, n_requests, pace)
+    for is_apart in (False, True):
+        places = [place for place, unit in enumerate(found.units) if (unit.lens.inputs.workers is not None) == is_apart]
+        waiting = sorted(places, key=lambda place: (found.units[place].bound_usd, place))
+        while waiting:
+            first = found.units[waiting[0]].lens
+            batch = [place for place in waiting[:SIDE_BY_SIDE] if is_apart or found.units[place].lens is first]
+            waiting = waiting[len(batch) :]
+            able = [place for place in batch if _may_win_by_bound(found.units[place], found.limit_usd())]
+            _search([found.units[place] for place in able], folder, pace)
+            for place in sorted(able, key=lambda place: (found.units[place].cost_usd, place)):
+                if _may_win_by_search(found.units[place], found.limit_usd()):
+                    found.settled[place] = _confirm(found.units[place], found.limit_usd(), folder, n_requests, pace)
     return found
 
 
-def complete(found: KindSearch, lens: Lens, place: int, folder: Path, n_requests: int, pace: Pace) -> None:
-    """Searches and confirms what was dropped of one kind, so that its table and its saving have every topology."""
+def complete(found: KindSearch, lens: Lens, folder: Path, n_requests: int, pace: Pace) -> Settled | None:
+    """Searches and confirms what was dropped of one kind, so that its table and its saving have every topology.
+
+    Returns:
+        What speaks for the best of its fleets.
+    """
     units = found.of(lens)
-    missing = [unit for unit in units if not unit.is_repeated]
-    if not missing:
-        return
+    missing = [unit for unit in units if not unit.is_repeated or not math.isinf(unit.limit_usd)]
     _search([unit for unit in missing if unit.contender is None], folder, pace)
-    confirm_all(lens.scenario, folder, _contenders(missing), pace)
+    again = [unit for unit in missing if unit.contender is not None and not unit.contender.is_confirmed]
     for unit in missing:
-        unit.is_repeated, unit.why = True, ""
-    found.settled[place] = settle(lens.scenario, folder, _contenders(units), n_requests, pace)
+        unit.is_repeated, unit.why, unit.limit_usd = True, "", math.inf
+        if unit.contender is not None:
+            unit.contender.cost_max = math.inf
+    confirm_all(lens.scenario, folder, _contenders(again), pace)
+    return settle(lens.scenario, folder, _contenders(units), n_requests, pace)
 
 
 def probability_over_kinds(found: KindSearch, winner: Unit, settled: Settled) -> float:
     """The probability of correct selection, less what fleets of other kinds take of it that are cheaper and came near."""
     meets = []
-    for own in found.settled.values():
-        if own is None or own is settled:
+    for place, own in found.settled.items():
+        unit = found.units[place]
+        if own is None or unit.lens is winner.lens:
             continue
         for doubt in (own.chosen, *own.cheaper):
-            unit = next((unit for unit in found.units if unit.contender is doubt.contender), None)
             shape = doubt.contender.search.shape
-            if unit is None or shape is None or unit.lens.usd_per_month(shape, doubt.counts) >= winner.cost_usd:
-                continue
-            meets.append(settled.probability_of(doubt, unit.lens.scenario.slo.attainment_ratio))
+            if shape is not None and unit.lens.usd_per_month(shape, doubt.counts) < winner.cost_usd:
+                meets.append(settled.probability_of(doubt, unit.lens.scenario.slo.attainment_ratio))
     return max(0.0, settled.probability - math.fsum(meets))
 
 
@@ -179,21 +181,7 @@ def _fewest_workers(scenario: Scenario, workload: Workload, service: ServiceTabl
 
 
 def _search(units: Sequence[Unit], folder: Path, pace: Pace) -> None:
-    """Sizes the units of one lens."""
-    if not units:
-        return
-    lens = units[0].lens
-    pace.progress(f"searching {lens.name}: {', '.join(unit.topology for unit in units)}")
-    for unit, contender in zip(
-        units, search_all(lens.scenario, folder, [u.topology for u in units], pace), strict=True
-    ):
-        unit.contender = contender
-
-
-def _search_apart(units: Sequence[Unit], folder: Path, pace: Pace) -> None:
-    """Sizes units of several lenses side by side."""
-    if units:
-        pace.progress(f"searching decoupled on two kinds: {len(units)} pairs")
+    """Sizes units of any lenses side by side."""
     tasks = (joblib.delayed(search_topology)(unit.lens.scenario, folder, unit.topology, pace.store) for unit in units)
     for unit, one in zip(units, pace.run(tasks), strict=True):
         unit.contender = Contender(one, one.counts)
@@ -201,38 +189,34 @@ def _search_apart(units: Sequence[Unit], folder: Path, pace: Pace) -> None:
         pace.progress(f"searched {unit.topology} on {unit.lens.name}: {size}")
 
 
-def _confirm(
-    found: KindSearch, lens: Lens, place: int, units: Sequence[Unit], folder: Path, n_requests: int, pace: Pace
-) -> None:
-    contenders = _contenders(units)
-    confirm_all(lens.scenario, folder, contenders, pace)
-    for unit in units:
-        unit.is_repeated = True
-    found.settled[place] = settle(lens.scenario, folder, contenders, n_requests, pace) if contenders else None
+def _confirm(unit: Unit, limit_usd: float, folder: Path, n_requests: int, pace: Pace) -> Settled | None:
+    """Repeats a unit, and enlarges it as far as it could still win."""
+    contenders, scenario = _contenders([unit]), unit.lens.scenario
+    unit.is_repeated, unit.limit_usd = True, limit_usd
+    for contender in contenders:
+        contender.cost_max = limit_usd / (unit.lens.price.price_usd_per_gpu_hour * scenario.prices.hours_per_month)
+    confirm_all(scenario, folder, contenders, pace)
+    if any(one.counts is not None and not one.is_confirmed and math.isfinite(one.cost_max) for one in contenders):
+        unit.why = f"more GPUs would cost over the {usd(limit_usd)} a month at which it could still win"
+    return settle(scenario, folder, contenders, n_requests, pace)
 
 
 def _contenders(units: Iterable[Unit]) -> list[Contender]:
     return [unit.contender for unit in units if unit.contender is not None]
 
 
-def _drop_by_bound(units: Sequence[Unit], limit_usd: float) -> list[Unit]:
-    kept = []
-    for unit in units:
-        if math.isfinite(unit.bound_usd) and unit.bound_usd > limit_usd:
-            unit.why = f"its work alone costs {usd(unit.bound_usd)} a month or more, over the {usd(limit_usd)} at which it could still win"
-        else:
-            kept.append(unit)
-    return kept
+def _may_win_by_bound(unit: Unit, limit_usd: float) -> bool:
+    if math.isinf(unit.bound_usd) or unit.bound_usd <= limit_usd:
+        return True
+    unit.why = f"its work alone costs {usd(unit.bound_usd)} a month or more, over the {usd(limit_usd)} at which it could still win"
+    return False
 
 
-def _drop_by_search(units: Sequence[Unit], limit_usd: float) -> list[Unit]:
-    kept = []
-    for unit in units:
-        if math.isfinite(unit.cost_usd) and unit.cost_usd > limit_usd:
-            unit.why = (
-                f"the smallest fleet that the search found costs {usd(unit.cost_usd)} a month, over the {usd(limit_usd)} at which "
-                "it could still win; not repeated"
-            )
-        else:
-            kept.append(unit)
-    return kept
+def _may_win_by_search(unit: Unit, limit_usd: float) -> bool:
+    if math.isinf(unit.cost_usd) or unit.cost_usd <= limit_usd:
+        return True
+    unit.why = (
+        f"the smallest fleet that the search found costs {usd(unit.cost_usd)} a month, over the {usd(limit_usd)} at which it could "
+        "still win; not repeated"
+    )
+    return False

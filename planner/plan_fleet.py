@@ -63,8 +63,9 @@ def of_several_kinds(
     seen = confirmed_of(search)
     winner = next((one.unit for one in seen if one.row is cheapest_row(other.row for other in seen)), None)
     home = alone[winner.lens.gpu_kind] if winner is not None else _countable_lens(search, lenses)
+    settled = None
     if winner is not None:
-        complete(search, home, lenses.index(home), folder, n_requests, pace)
+        settled = complete(search, home, folder, n_requests, pace)
         seen = confirmed_of(search)
     units = {unit.topology: unit for unit in search.of(home)}
     if winner is not None:
@@ -78,7 +79,8 @@ def of_several_kinds(
     if best is not None:  # what was added last may be as cheap
         winner = units[best.topology]
     lens = winner.lens if winner is not None else home
-    settled = search.settled.get(lenses.index(lens))
+    if lens is not home and winner is not None:
+        settled = search.settled[search.units.index(winner)]
     if winner is not None and settled is not None:
         settled = replace(settled, probability=probability_over_kinds(search, winner, settled))
     record = kinds_record(lenses, search, seen, winner)

@@ -14,7 +14,7 @@ from traces.problems import InputError, Problem
 
 CARRIED: Final = " as "
 """``h200 as l40s``: profile h200, carried over to the L40S by datasheet rates, as ``diffplan calibrate transfer`` does."""
-WORKER_LAWS: Final = ("engine.controlnet_step", "engine.controlnet_load")
+WORKER_LAWS: Final = ("engine.controlnet_step", "engine.controlnet_load", "engine.controlnet_read")
 """Laws of the work that a ControlNet worker does itself; everything else of a request is its base replica's."""
 
 
@@ -40,9 +40,10 @@ def absolute_reference(reference: str, folder: Path) -> str:
     return f"{whole}{CARRIED}{gpu}" if gpu else whole
 
 
-def files_of(reference: str, folder: Path) -> Path:
+def file_of(reference: str, folder: Path) -> Path:
     """The file that the reference rests on."""
-    return Path(shipped_profiles().get(_parts(reference)[0], Path(_place(_parts(reference)[0], folder))))
+    source, _ = _parts(reference)
+    return shipped_profiles().get(source, Path(_place(source, folder)))
 
 
 def is_carried_over(profile: LatencyProfile) -> bool:
@@ -53,7 +54,7 @@ def is_carried_over(profile: LatencyProfile) -> bool:
 def with_workers_of(base: LatencyProfile, worker: LatencyProfile) -> LatencyProfile:
     """The profile of base replicas on one GPU kind whose ControlNets run on workers of another.
 
-    The workers' forwards and loads are theirs; encoder, decoder, joining and the link are the base's, as the SimPy model takes
+    The workers' forwards, loads and reads are theirs; encoder, decoder, joining and the link are the base's, as the SimPy model takes
     them. The k-th joint draw of one goes with the k-th of the other: profiles carried over from one measurement share its draws.
     """
     own = {name: worker.laws[name] for name in WORKER_LAWS if name in worker.laws}
@@ -64,7 +65,8 @@ def with_workers_of(base: LatencyProfile, worker: LatencyProfile) -> LatencyProf
     for key, values in theirs.items():
         if n and len(values):
             draws[key] = tuple(values[k % len(values)] for k in range(n))
-    return dataclasses.replace(base, laws={**base.laws, **own}, draws=dict(sorted(draws.items())))
+    rest = {name: law for name, law in base.laws.items() if name not in WORKER_LAWS}
+    return dataclasses.replace(base, laws={**rest, **own}, draws=dict(sorted(draws.items())))
 
 
 def _parts(reference: str) -> tuple[str, str]:

@@ -89,7 +89,7 @@ class WorkerKind:
     gpus_max: int
 
 
-@functools.lru_cache(maxsize=12)
+@functools.lru_cache(maxsize=40)
 def load_inputs(scenario: Scenario, folder: Path) -> Inputs:
     """Profile, sizes and memory facts (read once a process).
 
@@ -187,6 +187,7 @@ def service_table(
             noise_seed=noise_seed,
             forward_batch_max=policies.forward_batch_max,
             links=links,
+            is_store_local=scenario.world.is_store_local,
         )
     except OutOfDomainError as error:
         raise one_problem(f"profile {scenario.profile.name}", str(error)) from None

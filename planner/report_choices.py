@@ -6,13 +6,38 @@ from typing import Final
 
 from planner.decision_record import CheckpointsRecord, PurchaseRow, PurchasingRecord, SettingsRecord
 from planner.explain import usd
-from planner.report_blocks import Block, Grid, Heading, Paragraph
+from planner.kind_record import KindsRecord
+from planner.report_blocks import Block, Bullets, Grid, Heading, Paragraph
+from planner.report_words import seconds_words, share_words
 
 CHECKPOINTS_HEADER: Final = ("checkpoint", "of the requests", "GPUs as recommended", "of its own", "why")
 PURCHASING_HEADER: Final = ("fleet", "on demand", "reserved", "spot", "$/month", "against the plan", "simulated")
 SETTINGS_HEADER: Final = (
     "setting", "value", "GPUs", "$/month", "against the scenario", "in time at the same size", "promised share within",
 )  # fmt: skip
+
+KINDS_HEADER: Final = (
+    "GPU kind", "workers' kind", "topology", "GPUs", "$/month", "work alone costs", "in time", "p99", "verdict", "assumed profile", "why",
+)  # fmt: skip
+
+
+def kind_blocks(found: KindsRecord | None) -> list[Block]:
+    """The GPU kinds at hand, each topology on each; nothing for a plan that had one kind."""
+    if found is None:
+        return []
+    rows = tuple(
+        (
+            row.gpu_kind, "–" if row.worker_gpu_kind == row.gpu_kind else row.worker_gpu_kind, row.topology,
+            "–" if row.n_gpus is None else str(row.n_gpus), usd(row.cost_usd_per_month), usd(row.bound_usd_per_month),
+            share_words(row.slo_attainment_ratio), seconds_words(row.latency_p99_s), row.verdict, "yes" if row.is_assumed else "no", row.why,
+        )
+        for row in found.rows
+    )  # fmt: skip
+    prices = "; ".join(f"{kind.gpu_kind} ${kind.price_usd_per_gpu_hour:.2f} ({kind.source})" for kind in found.kinds)
+    return [
+        Heading("GPU kinds"), Paragraph(found.sentence), Grid(KINDS_HEADER, rows), Paragraph(f"A GPU-hour, as priced: {prices}.", "muted"),
+        *([Bullets(found.not_looked_at)] if found.not_looked_at else []),
+    ]  # fmt: skip
 
 
 def checkpoint_blocks(found: CheckpointsRecord | None) -> list[Block]:

@@ -18,7 +18,7 @@ from planner.report_charts import (
     racks,
     saving_bars,
 )
-from planner.report_choices import checkpoint_blocks, purchasing_blocks, settings_blocks
+from planner.report_choices import checkpoint_blocks, kind_blocks, purchasing_blocks, settings_blocks
 from planner.report_decisions import add_on_blocks, autoscaling_blocks
 from planner.report_playbook import playbook
 from planner.report_risks import headroom_words, risks
@@ -200,7 +200,7 @@ def evidence(plan: PlanRecord) -> Section:
     )
     if plain:
         blocks += [Heading("Requests without add-ons, which must not pay for those with"), Bullets(plain)]
-    blocks += [*_selection(plan), *_flips(plan)]
+    blocks += [*kind_blocks(plan.kinds), *_selection(plan), *_flips(plan)]
     grades = tuple(f"{row.topology}: {grades_words(row)}" for row in plan.topologies)
     blocks += [Heading("How well the latencies are known"), Bullets((*grades, *profile_notes(plan)))]
     return Section("Evidence", tuple(blocks))

@@ -147,6 +147,17 @@ class WorldTable(Table):
     failures: Annotated[FailuresTable | None, Field(description="null: nothing fails.")] = None
     reclaims: Annotated[ReclaimsTable | None, Field(description="null: capacity is never taken back.")] = None
     lora_store: Annotated[LoraStoreTable | None, Field(description="null: every fetch as fast as alone.")] = None
+    # left out of files where it is off, so that scenarios from before it was there keep their digests
+    is_store_local: Annotated[
+        bool,
+        Field(description="The store is a folder on each host's own disk: no fetch.", exclude_if=lambda on: not on),
+    ] = False
+
+    @model_validator(mode="after")
+    def _one_store(self) -> WorldTable:
+        if self.is_store_local and self.lora_store is not None:
+            raise ValueError("has both is_store_local and lora_store, a remote one|Leave one of them out")
+        return self
 
     def world(self, seed: int) -> World:
         """As the simulator takes it."""

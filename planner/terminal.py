@@ -13,7 +13,7 @@ from rich.text import Text
 from planner.explain import usd
 from planner.kind_record import KindsRecord
 from planner.plan_record import Estimate, PlanRecord
-from planner.report_words import TOPOLOGY_HEADER, grades_words, topology_cells
+from planner.report_words import TOPOLOGY_HEADER, grades_words, plain_notes, profile_notes, topology_cells
 
 WIDE_COLUMNS: Final = 132
 """What ten columns with intervals need."""
@@ -44,8 +44,15 @@ def print_plan(plan: PlanRecord, files: Sequence[Path], console: Console) -> Non
     console.print(Text("How well the numbers are known:"))
     for row in plan.topologies:
         console.print(Text(f"  {row.topology}: {grades_words(row)}"))
-    for note in plan.notes:
+    for note in plain_notes(plan):
         console.print(Text(f"  {note}"))
+    n_more = len(profile_notes(plan))
+    if n_more:
+        console.print(
+            Text(
+                f"  How the profile was made: {n_more} notes in report.md, or 'diffplan calibrate show {plan.ids.profile_name}'."
+            )
+        )
     if files:
         console.print()
         console.print(Text(f"Files in {files[0].parent}: {', '.join(path.name for path in files)}"), soft_wrap=True)

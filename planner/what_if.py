@@ -134,9 +134,11 @@ def lay_out(scenario: Scenario, folder: Path) -> Ground:
 
     Raises:
         InputError: an input cannot be used, or the trace is longer than is answered while a slider moves.
-        NotModelledError: the compiled tier cannot lay the traffic out.
+        NotModelledError: the compiled tier cannot lay the traffic out, or ControlNet workers have another GPU kind.
     """
     inputs = load_inputs(scenario, folder)
+    if inputs.workers is not None:  # costs here are of one kind
+        raise NotModelledError(("gpu.controlnet_kind",))
     trace = source_trace(scenario, folder)
     if len(trace) > RECORDED_MAX:
         raise one_problem(

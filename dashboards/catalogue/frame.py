@@ -29,6 +29,7 @@ WORDS = {
         "このプロファイルには実測値がありません。レイテンシはすべて仮定であり、以下の結果もすべて仮定に基づきます。",
     ),
     "grade.counts": ("Latency laws behind them: {counts}.", "根拠となるレイテンシ則: {counts}。"),
+    "grade.count": ("{n} {grade}", "{grade}{n}"),
     "grade.measured": ("measured", "実測"),
     "grade.interpolated": ("interpolated", "内挿"),
     "grade.extrapolated": ("extrapolated", "外挿"),

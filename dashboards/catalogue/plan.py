@@ -103,6 +103,7 @@ WORDS = {
     "verdict.meets_slo": ("keeps the promise", "目標を守る"),
     "verdict.misses_slo": ("misses it", "目標未達"),
     "verdict.infeasible": ("cannot keep it", "実現できない"),
+    "plan.gpus": ("GPUs", "GPU数"),
     "plan.gpus_busy": ("GPUs busy on average", "平均稼働GPU数"),
     "plan.without_add_ons": ("{quantile} without add-ons", "アドオンなしの{quantile}"),
     "plan.mean_wait": ("Mean wait in queue", "平均待ち時間"),
@@ -124,8 +125,8 @@ WORDS = {
     "plan.runner_up": ("Runner-up", "次点"),
     "plan.sureness": ("How sure the choice is", "選択の確かさ"),
     "plan.selection": (
-        "Probability that this allocation keeps the promise and no cheaper one that came near does: at least {share}.",
-        "この構成が目標を守り、かつ近い候補のうちより安いものが守れない確率: {share}以上。",
+        "Probability that this allocation keeps the promise and no cheaper one that came near does: {share}.",
+        "この構成が目標を守り、かつ近い候補のうちより安いものが守れない確率: {share}。",
     ),
     "plan.flip.what": ("All else as planned, if this grows", "ほかを同じにして、これが増えると"),
     "plan.flip.until": ("… the choice holds until", "…選択が変わらない範囲"),

@@ -103,7 +103,18 @@ WORDS = {
     ),
     "roi.months.never": ("never", "なし"),
     "roi.range": ("90 % of the draws: {low} to {high}", "試行の90%: {low}〜{high}"),
-    "roi.even": ("Pays above × {ratio} of the traffic", "採算が取れるのはトラフィックの×{ratio}以上"),
+    "roi.even": (
+        "Break-even traffic: the change has a positive net present value as long as traffic stays above × {ratio} of what was planned for.",
+        "損益分岐のトラフィック: 計画の×{ratio}を上回っていれば、変更の正味現在価値は正になります。",
+    ),
+    "roi.even.none": (
+        "Break-even traffic: no factor up to × {high} on the planned traffic makes the net present value positive.",
+        "損益分岐のトラフィック: 計画の×{high}まで増やしても、変更の正味現在価値は正になりません。",
+    ),
+    "roi.even.always": (
+        "Break-even traffic: the net present value is positive at any traffic looked at, down to × {ratio} of what was planned for.",
+        "損益分岐のトラフィック: 計画の×{ratio}まで減らしても、変更の正味現在価値は正のままです。",
+    ),
     "roi.today": ("Today: {n} GPUs of {topology}, {cost} a month", "現状: {topology}のGPU {n}台、月額{cost}"),
     "roi.no_returns": (
         "There is no saving to state: no fleet to compare with. Say above what runs today.",
@@ -175,6 +186,14 @@ WORDS = {
     "roi.name": ("Name", "名前"),
     "roi.requests": ("Requests", "リクエスト数"),
     "roi.buying": ("Buying instead of renting", "借りる代わりに買う"),
+    "roi.buying.note": (
+        "A GPU is cheaper bought than rented if it is used for more hours a month than the last column says. Rented at all hours of a month here; a fleet that scales by itself rents those beyond the mean load for fewer.",
+        "最後の列の時間より長く使うGPUは、買うほうが安くなります。ここでは月の全時間借りる場合と比べています。自動スケールする構成では、平均負荷を超える分を借りる時間が短くなります。",
+    ),
+    "roi.buying.none": (
+        "Give the price of a GPU and of hosting it under “Your own figures”, tab Buying: then this says from how many hours a month buying is cheaper.",
+        "「自社の数値を入れる」の「購入」にGPUの購入価格と設置費用を入れると、月に何時間以上使えば買うほうが安いかを示します。",
+    ),
     "roi.buying.alt": ("GPUs bought as an investment", "GPU購入の投資計算"),
     "roi.bought.all": ("all GPUs", "すべてのGPU"),
     "roi.bought.peak": ("GPUs beyond the mean load", "平均負荷を超える分のGPU"),

@@ -183,6 +183,8 @@ def _draw_add_ons(plan: Plan) -> None:
         for row in found.rows
     ]  # fmt: skip
     draw_table(pd.DataFrame(rows), say("allocation.add_ons.alt"), "add_ons.csv", is_wide=True)
+    with st.expander(say("allocation.why")):  # sentences, which the table cuts
+        st.text("\n".join(f"• {row.add_on_id}: {translated(row.why)}" for row in found.rows))
     st.text(
         say(
             "allocation.others", n=found.n_others, cost=usd(found.others_cost_usd_per_month), controlnets=found.n_controlnets_on_demand,

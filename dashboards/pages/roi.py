@@ -20,6 +20,7 @@ from dashboards.plan_job import Plan
 from dashboards.planning import ask_plan, store, with_progress
 from dashboards.words import language, say, translated
 from planner.explain import usd
+from planner.money.returns import BREAK_EVEN_FROM, BREAK_EVEN_TO
 from planner.money.roi import Ground, Priced, Returns, Roi, read_ground, roi_on
 from planner.money.shares import Share
 from planner.money.text import markdown, to_json
@@ -112,8 +113,12 @@ def _draw_returns(found: Returns) -> None:
         f"{say('roi.saving')}: {between(spread.saving_p05_usd_per_month, spread.saving_p95_usd_per_month)}",
         f"{say('roi.npv')}: {between(spread.npv_p05_usd, spread.npv_p95_usd)}",
     ]
-    if found.break_even_traffic_ratio is not None:
-        lines.append(say("roi.even", ratio=f"{found.break_even_traffic_ratio:.3g}"))
+    even = found.break_even_traffic_ratio
+    if even is None:
+        lines.append(say("roi.even.none", high=f"{BREAK_EVEN_TO:g}"))
+    else:
+        key = "roi.even" if even > BREAK_EVEN_FROM else "roi.even.always"
+        lines.append(say(key, ratio=f"{even:.3g}"))
     st.text("\n".join(lines))
     st.subheader(say("roi.payback.chart"), anchor=False)
     draw_chart(charts.payback(found), charts.payback_words(found), "roi_payback")
@@ -143,9 +148,11 @@ def _named(row: Priced) -> str:
 
 
 def _draw_buying(roi: Roi) -> None:
-    if not roi.bought:
-        return
     st.subheader(say("roi.buying"), anchor=False)
+    if not roi.bought:
+        draw_empty(say("roi.buying.none"))
+        return
+    st.caption(say("roi.buying.note"))
     rows = [
         {
             say("roi.bought"): say("roi.bought.all") if words == "all GPUs" else say("roi.bought.peak"), say("roi.gpus"): one.n_gpus,

@@ -243,7 +243,7 @@ def _draw_pair(baseline: Outcome, candidate: Outcome) -> None:
             say("what_if.difference"): ["", *(form.format(gap) if math.isfinite(gap) else "–" for form, gap in gaps), ""],
         },
         index=[
-            say("plan.pools"), "GPUs", say("plan.cost"), say("plan.per_1000"), say("plan.latency", quantile="p50"), say("plan.latency", quantile="p95"),
+            say("plan.pools"), say("plan.gpus"), say("plan.cost"), say("plan.per_1000"), say("plan.latency", quantile="p50"), say("plan.latency", quantile="p95"),
             say("plan.in_time"), say("plan.promise"),
         ],
     )  # fmt: skip

@@ -21,6 +21,8 @@ STORE_FOLDER: Final = "/var/lib/diffplan/store"
 HOST_TIER_FOLDER: Final = "/dev/shm"  # noqa: S108 - of the pod alone; the engine makes a private folder in it
 RUN_FOLDER: Final = "/var/lib/diffplan/run"
 READY_PATH: Final = "/health/ready"
+CHECKPOINTS_ON_DEVICE: Final = 2
+"""The engine's own limit (``--option n_checkpoints_max``), whatever the device could hold."""
 LIVE_PATH: Final = "/health/live"
 METRICS_PATH: Final = "/metrics"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from engine.allocation import ANY
+from engine.allocation import ANY, Allocation
 from engine.catalogue import Catalogue, check_catalogue
 from planner.export import bill
 from planner.export.autoscaling import autoscaling_texts, planned_autoscalers
@@ -15,6 +15,7 @@ from planner.export.autoscaling_read import read_autoscalers
 from planner.export.cells import Cell, cells_of
 from planner.export.cluster import Cluster
 from planner.export.counts import LostInExportError, counts_of
+from planner.export.engine_command import CHECKPOINTS_ON_DEVICE
 from planner.export.grafana import dashboard_json
 from planner.export.host_memory import host_tiers, memory_request_gib, planned_memory_gib
 from planner.export.kubernetes import kubernetes_texts, named_in, split_groups
@@ -263,7 +264,20 @@ def _notes(asked: Asked, targets: tuple[Target, ...]) -> list[str]:
     notes += _memory_notes(cells, cluster, catalogue)
     if any(ANY in pool.base_model_ids for pool in source.allocation.pools):
         notes.append("Replicas may load any checkpoint of the catalogue, as simulated.")
+    n_checkpoints = _checkpoints_of_a_replica(source.allocation, catalogue)
+    if n_checkpoints > CHECKPOINTS_ON_DEVICE:
+        notes.append(
+            f"A replica serves up to {n_checkpoints} checkpoints. The plan keeps as many on the device as fit; an engine keeps "
+            f"{CHECKPOINTS_ON_DEVICE} and takes the others from its host memory, unless an overlay adds --option n_checkpoints_max=N."
+        )
     return notes
+
+
+def _checkpoints_of_a_replica(allocation: Allocation, catalogue: Catalogue | None) -> int:
+    """The most checkpoints that a base replica may be asked for, as far as plan and catalogue name them."""
+    listed = {entry_id for entry_id, entry in catalogue.entries.items() if entry.kind == "base"} if catalogue else set()
+    named = [set(pool.base_model_ids) for pool in allocation.pools_of("base")]
+    return max((len((ids - {ANY}) | (listed if ANY in ids else set())) for ids in named), default=0)
 
 
 def _memory_notes(cells: tuple[Cell, ...], cluster: Cluster, catalogue: Catalogue | None) -> list[str]:

@@ -71,6 +71,7 @@ SENTENCES = {
     "waits and a flag": "待ちと通知",
     "the store does not know the GPU": "ストアはGPUの種類によらない",
     "datasheet: {gb:num} GB ({source:text})": "データシート: {gb} GB（{source}）",
+    "Not measured in these sessions, carried over from {gpu:name} (profile {profile:name}) by datasheet rates: {laws:text}.": "このセッションでは実測なし、{gpu}（プロファイル{profile}）からデータシートの比で移したもの: {laws}。",
     "{gpu:name} has no NVLink: its transfers go over PCIe.": "{gpu}にはNVLinkがないため、転送はPCIe経由です。",
     "Nothing was measured on {gpu:name}: every law is carried over from {from_gpu:name} (profile {profile:name}) by datasheet rates.": "{gpu}での実測はありません。すべての法則は{from_gpu}（プロファイル{profile}）からデータシートの比で移したものです。",
     "growing part {shares:text}": "増える部分{shares}",

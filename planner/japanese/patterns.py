@@ -14,13 +14,13 @@ from typing import Final
 
 TEXT_MAX: Final = 4000
 """Letters beyond which a text is left alone: no sentence of ours is as long, and looking takes time."""
-BREAKS: Final = re.compile(r"(?<=[.。]) (?=[A-Z0-9×])")
+BREAKS: Final = re.compile(r"(?<=[.。]) (?=\S)")
 ENGLISH: Final = re.compile(r"(?<![\w.-])[A-Za-z]?[a-z]{2,}(?:[ ,;:]+[a-z]{2,}){2,}(?![\w.-])")
 """Three words in a row: what is still English. Names and commands are shorter, or hold capitals, dots or digits."""
 _FIELD: Final = re.compile(r"\{(\w+)(?::(\w+))?\}|\[(\w+)\]")
 _NUMBER: Final = r"[-+−±]?(?:[\d,]*\.?\d+(?:e[-+]?\d+)?|inf|nan)"
 _KINDS: Final = {
-    "": r"(?:(?!\. [A-Z]|; ).)+?",
+    "": r"(?:(?!\. |; ).)+?",
     "text": r".+?",
     "int": r"[-+−]?\d[\d,]*",
     "num": _NUMBER,
@@ -42,6 +42,17 @@ def _figures(text: str) -> str:
     text = re.sub(r"(?<=\d) %", "%", text)
     text = re.sub(r"(?<=\d) s(?= |$)", "秒", text)
     return re.sub(r" \(([\d.]+–[\d.]+)\)", r"（\1）", text)
+
+
+def _split(text: str, mark: str) -> list[str]:
+    """The text at each mark that is not in parentheses."""
+    found, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0 and text.startswith(mark, place):
+            found.append(text[start:place])
+            start = place + len(mark)
+    return [*found, text[start:]]
 
 
 class Patterns:
@@ -72,7 +83,7 @@ class Patterns:
         if len(parts) > 1:
             return self._joined(parts)
         for mark, joint in (("; ", "、"), (", ", "、")):
-            pieces = text.rstrip(".").split(mark)
+            pieces = _split(text.rstrip("."), mark)
             if len(pieces) > 1:
                 found = [self._whole(piece) for piece in pieces]
                 if all(one is not None for one in found):

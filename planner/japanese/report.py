@@ -198,7 +198,7 @@ SENTENCES = {
     "Replicas for one checkpoint": "チェックポイント専用のレプリカ",
     "On demand, reserved or spot": "オンデマンド・予約・スポット",
     "A GPU-hour: {prices:text}.": "GPU 1台1時間: {prices}。",
-    "{purchase} {usd:usd} ({source:text})": "{purchase}{usd}（{source}）",
+    "{purchase} {usd:usd} ({source:text})": "{purchase} {usd}（{source}）",
     "scaling by itself": "自動スケール",
     "fixed size": "台数固定",
     "without interruptions": "中断なしとして",

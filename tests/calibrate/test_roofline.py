@@ -108,6 +108,21 @@ def test_draws_stay_joint_over_laws(h200: LatencyProfile) -> None:
     assert 0.6 < correlation < 0.99
 
 
+def test_copies_from_the_host_tier_go_by_the_bus_and_reading_into_it_by_the_host() -> None:
+    profile = load_profile("h200")
+    moved = transfer_profile(profile, "L40S")
+    bus = datasheet_of("nvidia-h200").pcie_gb_per_s / datasheet_of("L40S").pcie_gb_per_s
+
+    def ratio(law: str) -> float:
+        return moved.laws[law].parameters["per_unit_s"] / profile.laws[law].parameters["per_unit_s"]
+
+    assert bus > 1
+    assert ratio("engine.checkpoint_load") == pytest.approx(bus)
+    assert ratio("engine.checkpoint_read") == pytest.approx(1.0)
+    # the stock pipeline reads its files in the same go, on the host's time
+    assert 1 < ratio("diffusers.checkpoint_load") < bus
+
+
 def test_shares_add_up_to_one() -> None:
     names = [*SPLITS, "engine.unet_step", "diffusers.unet_step", "engine.vae_decode", "engine.checkpoint_load", "x.y"]
     for law in names:

@@ -53,3 +53,39 @@ def test_every_number_of_the_table_is_in_the_rows(part: str) -> None:
 def test_no_part_is_left_out() -> None:
     table = next(block for block in PAGE.split("\n\n") if block.startswith("| part | stock |"))
     assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == set(PARTS)
+
+
+def test_the_loads_are_those_of_the_rows() -> None:
+    session = re.search(r"medians of five repetitions \(`([^`]+)`", PAGE)
+    assert session is not None
+    rows = pd.read_parquet(profile_path("h200").with_suffix(".measurements.parquet"))
+    rows = rows[rows["session"] == session[1]]
+    for kind, line in (("checkpoint", "| checkpoint, 6.94 GB |"), ("controlnet", "| ControlNet, 2.50 GB |")):
+        cells = next(row for row in PAGE.splitlines() if row.startswith(line)).strip("|").split("|")[1:]
+        for cell, part, ending in zip(cells, ("read", "load"), ("store", "host"), strict=True):
+            taken = rows[(rows["quantity"] == f"engine.{kind}_{part}") & (rows["variant"] == f"{kind}_{ending}")][
+                "value_s"
+            ]
+            number, unit = cell.split()
+            scale = {"ms": 1e3, "s": 1.0}[unit]
+            assert len(taken) == 5
+            half = 0.501 * 10.0 ** -len(number.partition(".")[2])
+            assert float(number) == pytest.approx(float(taken.median()) * scale, abs=half), (kind, part)
+
+
+def test_gaps_of_whole_images_and_jobs_are_those_of_the_check() -> None:
+    check = pd.read_csv(profile_path("h200").with_suffix(".check.csv"))
+    gaps = {
+        topology: 100
+        * check[(check["topology"] == topology) & (check["is_held_out"] | (topology == "serving"))]["gap_ratio"]
+        for topology in ("colocated", "diffusers_tuned", "diffusers", "serving")
+    }
+    text = " ".join(PAGE.split()).replace("−", "-")
+    ours = -gaps["colocated"]
+    assert f"take {ours.min():.1f} to {ours.max():.1f} % longer than the laws say for our engine" in text
+    for topology, words in (
+        ("diffusers_tuned", "Tuned Diffusers' differ by"),
+        ("diffusers", "stock's by"),
+        ("serving", "differ by"),
+    ):
+        assert f"{words} {gaps[topology].min():.1f} to {gaps[topology].max():+.1f} %" in text

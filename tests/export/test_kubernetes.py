@@ -17,6 +17,7 @@ from engine.allocation import Allocation, Policies
 from engine.catalogue import Catalogue, CatalogueEntry
 from planner.export.cells import cells_of
 from planner.export.cluster import Cluster, Store, load_cluster
+from planner.export.engine_command import CHECKPOINTS_ON_DEVICE
 from planner.export.host_memory import HostTiers, host_tiers, memory_request_gib, planned_memory_gib
 from planner.export.kubernetes_check import object_faults
 from planner.export.kubernetes_read import counts_in, objects_in
@@ -194,6 +195,15 @@ def test_the_engine_is_told_to_keep_as_much_in_host_memory_as_was_simulated() ->
     given = dict(arguments[k + 1].split("=") for k, name in enumerate(arguments) if name == "--option")
     read = options.from_plain({name: json.loads(value) for name, value in given.items()})
     assert (read.host_checkpoint_gib, read.host_controlnet_gib) == (40.5, 0.0)
+
+
+def test_what_a_replica_serves_beyond_the_engine_s_own_limit_is_said() -> None:
+    options = pytest.importorskip("engine.workers.model_options").ModelOptions
+    assert options().n_checkpoints_max == CHECKPOINTS_ON_DEVICE
+    for ids, is_said in ((("a", "b"), False), (("a", "b", "c"), True)):
+        allocation = Allocation((pool(n=2, base_model_ids=ids),))
+        notes = export_texts(source_of(allocation), ("kubernetes",), CLUSTER).notes
+        assert any("serves up to 3 checkpoints" in note for note in notes) is is_said
 
 
 def test_on_nodes_with_less_memory_models_share_what_loras_leave_and_it_is_said() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from planner.japanese import PATTERNS, SENTENCES, in_japanese
 from planner.japanese.patterns import TEXT_MAX, fields_of, is_english, variants_of
+from planner.scenario import load_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
@@ -20,7 +21,7 @@ MODULES = (
     "planner/checkpoint_placement.py", "planner/confirmation.py", "planner/diagnose.py", "planner/diagnose_changes.py",
     "planner/diagnose_question.py", "planner/evidence.py", "planner/explain.py", "planner/flip_check.py", "planner/flips.py",
     "planner/money/assumptions.py", "planner/money/evidence.py", "planner/money/roi.py", "planner/money/shares.py", "planner/money/tables.py",
-    "planner/nearest.py", "planner/plan_files.py", "planner/plan_run.py", "planner/purchasing.py", "planner/report_charts.py",
+    "planner/kind_rows.py", "planner/kind_search.py", "planner/kinds.py", "planner/nearest.py", "planner/plan_fleet.py", "planner/evaluation.py", "planner/selection.py", "planner/topology_search.py", "planner/plan_files.py", "planner/plan_run.py", "planner/purchasing.py", "planner/report_charts.py",
     "planner/report_choices.py", "planner/report_decisions.py", "planner/report_money.py", "planner/report_playbook.py",
     "planner/report_risks.py", "planner/report_sections.py", "planner/report_words.py", "planner/roadmap.py", "planner/roadmap_runs.py",
     "planner/settling.py", "planner/traffic.py", "planner/variations.py", "planner/waterfall.py", "traces/synth.py",
@@ -29,7 +30,7 @@ MODULES = (
 NOT_SHOWN = {
     # names of answers in the store and of random streams
     "placed, of {} requests those of {}", "ControlNet {}", "checkpoint {}", "scaled and held {}", "search noise", "confirmation {}",
-    "stream {}",
+    "evaluation {} of {} requests", "scenario gpu.others {}: ",
     # what options need
     "1 or more for decoupled", "0 for {} on this traffic",
     # filters of warnings, and file names
@@ -197,3 +198,19 @@ def test_a_hostile_text_takes_no_time() -> None:
     """Bounded by count, not by a clock: no pattern may look at a text more often than its length allows."""
     long = ("against a; " * 300)[:TEXT_MAX]
     assert isinstance(PATTERNS.translate(long), str)
+
+
+SCENARIOS = sorted(
+    path
+    for folder in ("planner/scenarios", "examples", "examples/suite")
+    for path in (ROOT / folder).glob("*.yaml")
+    if path.name != "money.yaml"
+)
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.name)
+def test_a_shipped_scenario_says_what_it_is_in_both_languages(path: Path) -> None:
+    scenario, _ = load_scenario(str(path))
+    said = in_japanese(scenario.description)
+    assert not is_english(said)
+    assert not scenario.description or JAPANESE.search(said)

@@ -11,12 +11,14 @@ import pytest
 
 from engine.allocation import Allocation, Policies, read_allocation, to_json
 from engine.policies.autoscale_settings import Autoscale
+from planner.replication import load_inputs, service_table
 from planner.scenario import Scenario, load_scenario, to_yaml
 from planner.service import ServiceTable
 from planner.simulate_run import chosen_allocation, simulate_once
 from planner.simulator.world import STILL
 from planner.statistics import summarise
 from planner.strict_yaml import parse_strict
+from planner.traffic import build_traffic
 from tests.planner.planning import write_scenario
 from tests.simulation_builders import base_pool, run, workload_of
 from traces.problems import InputError
@@ -128,3 +130,31 @@ def test_another_gpu_kind_needs_a_profile(tmp_path: Path) -> None:
     other = Allocation((*one.pools, replace(one.pools[0], name="more", gpu_kind="abacus")), policies=one.policies)
     with pytest.raises(InputError, match=r"got abacus.*gpu\.others"):
         simulate_once(scenario, folder, other)
+
+
+def test_a_store_on_each_host_s_own_disk_costs_no_network(tmp_path: Path) -> None:
+    plain, folder = load_scenario(str(write_scenario(tmp_path)))
+    local, _ = load_scenario(str(write_scenario(tmp_path, more="world: {is_store_local: true}\n")))
+    assert parse_strict(to_yaml(local), Scenario, "again.yaml") == local
+    assert "is_store_local" not in to_yaml(plain)
+    fetched = [
+        service_table(
+            scenario,
+            load_inputs(scenario, folder),
+            build_traffic(scenario, folder).workload,
+            "colocated",
+            draw=None,
+            noise_seed=0,
+        )
+        for scenario in (plain, local)
+    ]
+    assert (fetched[0].checkpoint_fetch_s > 0).all()
+    # the profile of these tests has its reads in the loads, so nothing is left
+    assert not fetched[1].checkpoint_fetch_s.any()
+    assert "model_fetch.remote" not in fetched[1].grades
+    with pytest.raises(InputError, match="is_store_local and lora_store"):
+        load_scenario(
+            str(
+                write_scenario(tmp_path, more="world: {is_store_local: true, lora_store: {bandwidth_gib_per_s: 1.0}}\n")
+            )
+        )

@@ -9,6 +9,7 @@ import pytest
 
 from planner import report
 from planner.explain import usd
+from planner.japanese.patterns import is_english
 from planner.money.assumptions import Assumptions
 from planner.money.roi import Roi, make_roi
 from planner.plan_record import DoubtRow, Estimate, FlipPoint, Infeasible, PlanRecord, SelectionRecord
@@ -274,3 +275,55 @@ def test_the_playbook_is_filled_with_the_plans_own_figures(plan: PlanRecord, roi
     assert all(f"{pool.name} {pool.busy_ratio:.0%}" in page for pool in row.pools)
     assert roi.returns is not None
     assert f"--topology {roi.returns.today_topology} --replicas {roi.returns.today_gpus}" in page
+
+
+def figures_of(text: str) -> set[str]:
+    """Every figure with a dollar sign, a per cent sign or three digits and more."""
+    return set(re.findall(r"\$\d(?:[\d,]*\d)?(?:\.\d+)?", text)) | set(re.findall(r"\d[\d.,]*(?= ?%)|\d{3,}", text))
+
+
+def english_lines(text: str) -> list[str]:
+    """Lines with a sentence in English: no commands, and not what the profile's author wrote into it."""
+    own = ("diffplan ", "Provisional, for tests only.")
+    return [line for line in text.splitlines() if is_english(line) and not any(words in line for words in own)]
+
+
+def test_the_japanese_report_has_the_same_parts_and_figures_and_no_english_sentence(
+    tiny_plan, plan: PlanRecord, roi: Roi
+) -> None:
+    english, text, page = report.markdown(plan, roi), report.markdown(plan, roi, "ja"), report.html(plan, roi, "ja")
+    assert len(headings(text)) == len(TITLES)
+    assert Outline(page).titles == headings(text)
+    assert '<html lang="ja">' in page
+    assert decision(roi).japanese in text
+    assert decision(roi).english not in text  # said once, in the reader's language
+    assert english_lines(text) == []
+    # the English decision rounds its gains; all other figures are the same
+    of_decision = figures_of(decision(roi).english)
+    assert figures_of(english) - figures_of(text) <= of_decision
+    assert figures_of(text) - figures_of(english) <= figures_of(decision(roi).japanese)
+    for name, made in report.reports(plan, roi).items():
+        assert (tiny_plan.out / name).read_text(encoding="utf-8") == made
+
+
+def test_a_japanese_report_without_a_recommendation_says_what_binds(plan: PlanRecord) -> None:
+    found = Infeasible(
+        binds="search.gpus_max", why="no allocation of up to 4 GPUs meets the SLO", nearest="search.gpus_max of 9, as colocated", nearest_allocation=None,
+        nearest_n_gpus=9, nearest_cost_usd_per_month=12_000.0,
+    )  # fmt: skip
+    sentence = f"No plan keeps the promise of 90 % of the requests within 5 s: {found.binds} binds ({found.why}). Nearest: {found.nearest}."
+    infeasible = plan.model_copy(
+        update={"recommended": None, "verdict": "infeasible", "infeasible": found, "sentence": sentence}
+    )
+    text = report.markdown(infeasible, None, "ja")
+    assert "GPU 4台までの構成では目標を守れません" in text
+    assert "search.gpus_maxを9にする（colocatedの場合）（月額$12,000）" in text
+    assert english_lines(text) == []
+
+
+def test_a_hostile_name_stays_a_text_in_japanese_too(plan: PlanRecord, roi: Roi) -> None:
+    hostile = plan.model_copy(update={"ids": plan.ids.model_copy(update={"scenario_name": HOSTILE})})
+    page = report.html(hostile, roi, "ja")
+    Outline(page)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page

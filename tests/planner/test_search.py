@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -59,3 +60,30 @@ def test_a_failed_confirmation_grows_the_busiest_pool() -> None:
 def test_an_allocation_needs_one_count_a_pool() -> None:
     with pytest.raises(ValueError, match="needs 2"):
         SHARED.allocation((3,))
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 1.7, 4.0])
+def test_with_another_price_of_workers_the_cheapest_of_all_sizes_is_found(ratio: float) -> None:
+    """Attainment is reached where base replicas and workers, of diminishing use, do enough together."""
+
+    def attained(counts: Counts) -> float:
+        base, workers = counts
+        return 1.0 if base >= 6 and workers >= 2 and base * (1 - 0.8**workers) >= 9 else 0.5
+
+    def evaluate(counts: Counts) -> Evaluation:
+        return Evaluation(counts, attained(counts), 1.0, (0.5, 0.5), False)
+
+    one = Shape("decoupled", "", (("controlnets", ("*",)),), ("*",), ("*",), (3.0,), "gpu", "nvlink", Policies())
+    shape = dataclasses.replace(one, worker_gpu_kind="other", worker_price_ratio=ratio)
+    found = search(shape, Evaluator(evaluate, 0.99, 200), 20, 1)
+    sizes = [(base, workers) for base in range(1, 60) for workers in range(1, 60) if attained((base, workers)) >= 0.99]
+    assert found.best is not None
+    assert shape.cost(found.best.counts) == min(map(shape.cost, sizes))
+    assert len(found.looked_at) < len(sizes) / 10
+
+
+def test_limits_of_two_kinds_hold_each_for_itself() -> None:
+    evaluator = Evaluator(lambda counts: Evaluation(counts, 1.0, 1.0, (0.5, 0.5), False), 0.99, 8, 4)
+    assert evaluator.meets((8, 4))
+    assert not evaluator.meets((9, 4))
+    assert not evaluator.meets((8, 5))

@@ -42,6 +42,16 @@ def test_every_page_opens_for_every_sample_in_both_languages(page: Open, scenari
     assert app.query_params["lang"] in ("en", ["en"])
 
 
+def test_the_first_page_has_an_address_of_its_own_name_too(page: Open) -> None:
+    root, named = page(scenario="small", profile="h200"), page(scenario="small", profile="h200")
+    go_to(root, "").run()
+    go_to(named, "start").run()
+    assert not root.exception
+    assert not named.exception
+    assert [title.value for title in named.title] == [title.value for title in root.title]
+    assert {button.key for button in named.button} == {button.key for button in root.button}
+
+
 def test_a_sample_is_loaded_in_one_click(page: Open, words: Words) -> None:
     app = page(at="start", scenario="provider", profile="h200").run()
     app.button(key="load_small").click()

@@ -183,6 +183,33 @@ def test_a_share_without_a_price_is_a_sentence_not_a_crash(
     assert "reserved_ratio needs" not in words(app)
 
 
+def test_a_curve_is_off_by_default_and_once_on_its_points_change_the_value_and_the_link(
+    page: Open, words: Words, asked: Callable[..., Path]
+) -> None:
+    app, _ = opened(page, asked(), "roi", m_today="colocated", m_today_gpus="9")
+    assert "the value curves are off" in words(app)
+    assert app.text_input(key="roi_churn_curve").value == "1: 0; 10: 0"  # no source is known: no effect
+    app.toggle(key="roi_churn").set_value(True)
+    app.run()
+    assert "churn needs two points" in words(app)  # and whom it is about
+    app.number_input(key="roi_customers").set_value(1000)
+    app.number_input(key="roi_customer_value").set_value(50.0)
+    app.text_input(key="roi_churn_curve").set_value("0.5: 0; 20: 40")
+    app.run()
+    assert not app.exception
+    assert not app.error
+    assert "the value curves are off" not in words(app)
+    link = address_of(app)
+    assert (link["m_churn"], link["m_churn_curve"]) == ("on", "0.5: 0; 20: 40")
+    again, _ = opened(page, asked(), "roi", **{k: v for k, v in link.items() if k.startswith("m_")})
+    assert figures(again) == figures(app)
+    for hostile in ("1: 2: 3", "a: b", "1: nan; 2: 1", "2: 1; 1: 1", ";;;", "1: 101; 2: 0", "<b>"):
+        app.text_input(key="roi_churn_curve").set_value(hostile)
+        app.run()
+        assert not app.exception, hostile
+        assert app.error, hostile
+
+
 def test_every_input_at_both_its_ends_gives_an_answer_or_a_sentence(
     page: Open, words: Words, asked: Callable[..., Path]
 ) -> None:
