@@ -1,6 +1,6 @@
 """How good the roofline is: a profile carried over to another GPU, held to that GPU's own measurements.
 
-    python benchmarks/transfer_check.py --profile h200 --measured h100 [--docs docs/calibration.md]
+    python benchmarks/transfer_check.py --profile h200 --measured h100 [--docs docs/calibration-method.md]
 
 Every law that was measured on both GPUs is asked at every size that was fitted on the other one, where its own profile is exactly
 what was measured there. Writes ``benchmarks/results/transfer.json``; the same profiles give the same bytes. Not compared: laws of the
@@ -47,7 +47,9 @@ def compare(source: LatencyProfile, measured: LatencyProfile) -> list[dict[str, 
             said = float(moved.predictor(extrapolate=True).seconds(name, **features))
             drawn = [float(moved.predictor(k, extrapolate=True).seconds(name, **features)) for k in range(moved.n_draws)]
             low_s, high_s = np.quantile(drawn, [0.05, 0.95])
-            ratios.append(truth / said if said else float("inf"))
+            if not said:
+                continue  # nothing to carry over
+            ratios.append(truth / said)
             n_inside += bool(low_s <= truth <= high_s)
         if ratios:
             rows.append({
@@ -62,7 +64,7 @@ def compare(source: LatencyProfile, measured: LatencyProfile) -> list[dict[str, 
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table of docs/calibration.md."""
+    """The table of docs/calibration-method.md."""
     lines = ["| law | sizes | measured ÷ carried over | inside the 90 % interval |", "| --- | --- | --- | --- |"]
     for row in rows:
         spread = f" ({row['least']:.2f}–{row['most']:.2f})" if row["n_sizes"] > 1 else ""
