@@ -45,7 +45,9 @@ def compare(source: LatencyProfile, measured: LatencyProfile) -> list[dict[str, 
         for features in points_of(measured, name):
             truth = float(measured.predictor(extrapolate=True).seconds(name, **features))
             said = float(moved.predictor(extrapolate=True).seconds(name, **features))
-            drawn = [float(moved.predictor(k, extrapolate=True).seconds(name, **features)) for k in range(moved.n_draws)]
+            drawn = [
+                float(moved.predictor(k, extrapolate=True).seconds(name, **features)) for k in range(moved.n_draws)
+            ]
             low_s, high_s = np.quantile(drawn, [0.05, 0.95])
             if not said:
                 continue  # nothing to carry over

@@ -134,7 +134,8 @@ def fit(
         ),
     ] = "",
     fill_from: Annotated[
-        str, typer.Option(help="Profile of another GPU: what was not measured here is carried over from it, as assumed.")
+        str,
+        typer.Option(help="Profile of another GPU: what was not measured here is carried over from it, as assumed."),
     ] = "",
 ) -> None:
     """Fit a latency profile to the measurements of one or more sessions."""

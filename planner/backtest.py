@@ -155,7 +155,10 @@ def _score(name: str, rest: Scenario, folder: Path, planned: PlanResult, allocat
     service = service_table(rest, inputs, workload, topology, draw=None, noise_seed=seed, allocation=allocation)
     run: Run = run_allocation(rest, inputs, workload, allocation, service)
     cost = cost_of(
-        paid_gpus(planned.record, allocation), run.in_slo_images_per_s, planned.price.price_usd_per_gpu_hour, rest.prices.hours_per_month
+        paid_gpus(planned.record, allocation),
+        run.in_slo_images_per_s,
+        planned.price.price_usd_per_gpu_hour,
+        rest.prices.hours_per_month,
     )
     metrics = run.metrics
     return Score(

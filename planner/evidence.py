@@ -146,7 +146,9 @@ def alternative_rows(
 
 def _alternative(scenario: Scenario, shape: Shape, seen: Evaluation, price: Price) -> AlternativeRow:
     allocation = shape.allocation(seen.counts)
-    cost = cost_of(shape.cost(seen.counts), seen.in_slo_images_per_s, price.price_usd_per_gpu_hour, scenario.prices.hours_per_month)
+    cost = cost_of(
+        shape.cost(seen.counts), seen.in_slo_images_per_s, price.price_usd_per_gpu_hour, scenario.prices.hours_per_month
+    )
     return AlternativeRow(
         topology=shape.topology,
         pools={pool.name: pool.n_replicas for pool in allocation.pools},
@@ -210,7 +212,9 @@ def _doubt_row(scenario: Scenario, settled: Settled, doubt: Doubt, price: Price)
         topology=shape.topology,
         pools={pool.name: pool.n_replicas for pool in allocation.pools},
         n_gpus=allocation.n_gpus,
-        cost_usd_per_month=cost_of(shape.cost(doubt.counts), 0.0, price.price_usd_per_gpu_hour, hours).cost_usd_per_month,
+        cost_usd_per_month=cost_of(
+            shape.cost(doubt.counts), 0.0, price.price_usd_per_gpu_hour, hours
+        ).cost_usd_per_month,
         slo_attainment_ratio=_as_share(t_interval(doubt.attained, slo.confidence)),
         n_repetitions=len(doubt.confirmations),
         probability_meets_slo=settled.probability_of(doubt, slo.attainment_ratio),

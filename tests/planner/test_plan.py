@@ -156,7 +156,14 @@ def test_an_infeasible_plan_leaves_no_stale_allocation(
     write_plan(tiny_plan.result, tiny_plan.scenario, tiny_plan.folder, out)
     scenario, folder = load_scenario(str(write_scenario(tmp_path, latency_s=0.5)))
     write_plan(make_plan(scenario, folder, jobs=1), scenario, folder, out)
-    assert {path.name for path in out.iterdir()} == {"plan.json", "report.md", "report.html", "report.ja.md", "report.ja.html", "scenario.resolved.yaml"}
+    assert {path.name for path in out.iterdir()} == {
+        "plan.json",
+        "report.md",
+        "report.html",
+        "report.ja.md",
+        "report.ja.html",
+        "scenario.resolved.yaml",
+    }
     assert read_plan(out).verdict == "infeasible"
 
 
